@@ -1,0 +1,9 @@
+"""tbnn: temporal binary networks, trained through time with ridge denoising and run as packed bits."""
+
+from tbnn import nn, surrogate
+from tbnn._version import __version__
+from tbnn.bits import pack_bits, unpack_bits
+from tbnn.ops.ddt import ddt
+from tbnn.ops.quantize import quantize
+
+__all__ = ["__version__", "ddt", "nn", "pack_bits", "quantize", "surrogate", "unpack_bits"]

@@ -1,0 +1,53 @@
+"""Reading HDF5 files of unknown quality: each defect becomes one ``ValueError`` that names the file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import h5py
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator["h5py.File"]:
+    """Open an existing file for reading; a damaged one is a ``ValueError``, wherever in the block it shows."""
+    import h5py  # slow to import
+
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as error:
+        if str(error).startswith(str(path)):
+            raise
+        reason = str(error).strip("'\"")  # the rest is what h5py raises for truncated and damaged files
+        raise ValueError(f"{path}: expected a whole HDF5 file, got one that cannot be read ({reason})") from error
+
+
+def get_group(file: "h5py.File", name: str, path: Path) -> "h5py.Group":
+    """The group of that name."""
+    import h5py
+
+    found = file.get(name)
+    if not isinstance(found, h5py.Group):
+        raise ValueError(f"{path}: expected a group {name!r}, got {_kind(found)} (the file has: {', '.join(file)})")
+    return found
+
+
+def get_dataset(group: "h5py.Group", name: str, path: Path, ndim: int, kinds: str = "biu") -> "h5py.Dataset":
+    """The dataset of that name, with ``ndim`` axes and a dtype of one of the NumPy ``kinds``."""
+    import h5py
+
+    found = group.get(name)
+    where = f"{path}: {group.name}/{name}"
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{where}: expected a dataset, got {_kind(found)} (the group has: {', '.join(group)})")
+    if len(found.shape or ()) != ndim or found.dtype.kind not in kinds:
+        raise ValueError(f"{where}: expected integers with {ndim} axes, got {found.dtype} {found.shape}")
+    return found
+
+
+def _kind(found: object) -> str:
+    return "none" if found is None else f"a {type(found).__name__.lower()}"

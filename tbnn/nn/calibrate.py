@@ -1,0 +1,99 @@
+"""Start every layer alive: scale each layer's weights to a firing rate on a first batch of data."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tbnn.nn.health import firing_rate
+from tbnn.nn.leaky import Leaky, LeakyIntegrator
+from tbnn.nn.network import Network
+from tbnn.nn.recurrent import Recurrent
+
+logger = logging.getLogger("tbnn")
+
+LOWEST_GAIN, HIGHEST_GAIN = 1e-4, 1e4
+BISECTIONS = 16
+
+
+@torch.no_grad()
+def calibrate(network: Network, x: Tensor, *, rate: float = 0.1, readout_std: float = 1.0) -> dict[str, float]:
+    """Scale the weights in front of each spiking layer until it fires at ``rate`` on ``x``, layer by layer, in place.
+
+    Whatever the density of the input, the form of the weights or the time constants, no layer starts silent or
+    saturated. A readout's weights are scaled until its mean over time has the standard deviation ``readout_std``.
+    Scaling latent weights scales their 1-bit reconstruction alike; the feedback of a recurrent layer keeps its scale.
+
+    Args:
+        network: layers of weights (binary or float), each followed by a neuron or a readout.
+        x: one batch, as the network takes it.
+        rate: spikes per neuron and step to start from, in (0, 0.5].
+
+    Returns:
+        The firing rate reached in each spiking layer, by its name in the network.
+
+    Raises:
+        ValueError: a rate outside (0, 0.5].
+    """
+    if not 0 < rate <= 0.5:
+        raise ValueError(f"rate: expected a number in (0, 0.5], got {rate}")
+    was_training = network.training
+    network.eval()
+    reached: dict[str, float] = {}
+    weighted: nn.Module | None = None  # the layer whose weights drive the next neuron
+    x = network.unpacked(x)
+    for name, layer in network.layers.named_children():
+        if isinstance(layer, (Leaky, Recurrent)):
+            if weighted is not None:
+                gain = _gain_for_rate(layer, x, rate)
+                x = x * _scale(weighted, gain)
+            x = layer(x)[0]
+            reached[f"layers.{name}"] = firing_rate(layer, x)
+        elif isinstance(layer, LeakyIntegrator):
+            std = layer(x)[0].mean(0).std().item()
+            if weighted is not None and std > 0:
+                x = x * _scale(weighted, readout_std / std)
+            x = layer(x)[0]
+        else:
+            weighted = layer if hasattr(layer, "weight") else weighted
+            x = layer(x)
+            continue
+        weighted = None
+    network.train(was_training)
+    for name, got in reached.items():
+        if abs(got - rate) > rate / 2:
+            logger.warning("calibrate: %s fires at %.2g, not at %.2g: no scale of its weights gives that rate", name, got, rate)
+    return reached
+
+
+def _scale(layer: nn.Module, gain: float) -> float:
+    """Multiply a layer's weight and bias by ``gain``; returns it."""
+    for name in ("weight", "bias"):
+        parameter = getattr(layer, name, None)
+        if isinstance(parameter, Tensor):
+            parameter.mul_(gain)
+    return gain
+
+
+def _gain_for_rate(layer: Leaky | Recurrent, current: Tensor, rate: float) -> float:
+    """The factor on ``current`` at which the layer fires at ``rate``: bisection on a logarithmic scale."""
+
+    def fires(gain: float) -> float:
+        return firing_rate(layer, layer(current * gain)[0])
+
+    return _bisect(fires, rate)
+
+
+def _bisect(rate_at: Callable[[float], float], rate: float) -> float:
+    """A gain whose rate is ``rate``, for a rate that grows with the gain where it is below one half."""
+    low, high = LOWEST_GAIN, 1.0
+    while rate_at(high) < rate and high < HIGHEST_GAIN:
+        low, high = high, high * 4
+    for _ in range(BISECTIONS):
+        middle = (low * high) ** 0.5
+        if rate_at(middle) < rate:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,0 +1,81 @@
+"""Firing rates of a network's spiking layers, and what they say about its health."""
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tbnn.nn.leaky import Leaky
+from tbnn.nn.recurrent import Recurrent
+
+DEAD_BELOW = 0.001
+SATURATED_ABOVE = 0.9
+
+
+def firing_rate(layer: Leaky | Recurrent, out: Tensor) -> float:
+    """Spikes per neuron and step in what left a layer in evaluation (with emit="denoised" the bits are recovered)."""
+    neuron = layer.neuron if isinstance(layer, Recurrent) else layer
+    if neuron.spike_gradient.emit == "bits":
+        return out.detach().mean().item()
+    a, b = neuron.emitted_affine()
+    a, b = (t.reshape(-1, *[1] * (out.ndim - 3)) if t.numel() > 1 else t for t in (a, b))
+    return (out.detach() > b + a / 2).to(out.dtype).mean().item()
+
+
+def spiking_layers(network: nn.Module) -> dict[str, Leaky | Recurrent]:
+    """The layers that spike, by name; a recurrent layer counts as one."""
+    found: dict[str, Leaky | Recurrent] = {}
+    for name, module in network.named_modules():
+        inside = any(name.startswith(outer + ".") for outer, m in found.items() if isinstance(m, Recurrent))
+        if isinstance(module, (Leaky, Recurrent)) and not inside:
+            found[name] = module
+    return found
+
+
+class FiringRates:
+    """Collect the mean firing rate of every spiking layer over the sequences run inside the ``with`` block.
+
+    >>> with FiringRates(network) as rates:
+    ...     network(x)
+    >>> rates.mean()
+    {'layers.1': 0.08}
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._layers = spiking_layers(network)
+        self._seen: dict[str, list[tuple[float, int]]] = {name: [] for name in self._layers}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> "FiringRates":
+        for name, layer in self._layers.items():
+
+            def hook(module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                out = output[0]
+                self._seen[name].append((firing_rate(module, out), out.numel()))  # pyright: ignore[reportArgumentType]
+
+            self._hooks.append(layer.register_forward_hook(hook))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def mean(self) -> dict[str, float]:
+        """The rate of each layer that ran, weighted by the size of its sequences."""
+        return {
+            name: sum(rate * n for rate, n in seen) / sum(n for _, n in seen) for name, seen in self._seen.items() if seen
+        }
+
+
+def health_warnings(rates: dict[str, float]) -> list[str]:
+    """One line for each layer that is dead (< 0.1 %) or saturated (> 90 %)."""
+    lines = []
+    for name, rate in rates.items():
+        if rate < DEAD_BELOW:
+            lines.append(f"{name} is dead: it fires at {rate:.3%} (below {DEAD_BELOW:.1%})")
+        elif rate > SATURATED_ABOVE:
+            lines.append(f"{name} is saturated: it fires at {rate:.1%} (above {SATURATED_ABOVE:.0%})")
+    return lines

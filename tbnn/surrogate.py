@@ -1,0 +1,271 @@
+"""Surrogate gradients of the spike ``q = 1[u > 0]``, each with its integral, the soft spike.
+
+A surrogate is called with the membrane's distance from threshold and returns the spike; its backward pass uses
+``derivative``. The shapes and default parameters are snntorch's, so each may stand as ``spike_grad`` of a snntorch
+neuron. ``soft`` is the integral of the derivative, normalised to run from 0 to 1; ``area`` is what it was divided by.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tbnn.ops.ddt import check_ridge, closed_form, sums_of
+
+
+class Surrogate:
+    """Base of the surrogates: ``derivative`` and ``soft`` as functions of u, any shape in, the same shape out."""
+
+    code: ClassVar[int]  # how a compiled kernel names the shape
+
+    @property
+    def parameter(self) -> float:
+        """The one number that sets the width."""
+        raise NotImplementedError
+
+    @property
+    def area(self) -> float:
+        """∫ derivative du."""
+        raise NotImplementedError
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """The surrogate of dq/du."""
+        raise NotImplementedError
+
+    def soft(self, u: Tensor) -> Tensor:
+        """The soft spike f(u) in [0, 1]: f' = derivative / area."""
+        raise NotImplementedError
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The spike 1[u > 0], in u's dtype, with this surrogate as its gradient."""
+        spike: Tensor = _Spike.apply(u, self)
+        return spike
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, surrogate: Surrogate) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.surrogate = surrogate
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (u,) = ctx.saved_tensors
+        return grads[0] * ctx.surrogate.derivative(u), None
+
+
+def _positive(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class ATan(Surrogate):
+    """``α/2 / (1 + (π·α·u/2)²)``, f = ½ + atan(π·α·u/2)/π (Fang et al. 2021); snntorch's default."""
+
+    alpha: float = 2.0
+    code: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _positive("alpha", self.alpha)
+
+    @property
+    def parameter(self) -> float:
+        return self.alpha
+
+    @property
+    def area(self) -> float:
+        return 1.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * u).square())
+
+    def soft(self, u: Tensor) -> Tensor:
+        return torch.atan(math.pi / 2 * self.alpha * u) / math.pi + 0.5
+
+
+@dataclass(frozen=True)
+class FastSigmoid(Surrogate):
+    """``1 / (1 + k·|u|)²``, f = ½ + ½·k·u / (1 + k·|u|) (Zenke & Ganguli 2018)."""
+
+    slope: float = 25.0
+    code: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        _positive("slope", self.slope)
+
+    @property
+    def parameter(self) -> float:
+        return self.slope
+
+    @property
+    def area(self) -> float:
+        return 2 / self.slope
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return 1 / (1 + self.slope * u.abs()).square()
+
+    def soft(self, u: Tensor) -> Tensor:
+        ku = self.slope * u
+        return 0.5 + 0.5 * ku / (1 + ku.abs())
+
+
+@dataclass(frozen=True)
+class Sigmoid(Surrogate):
+    """``k·σ(k·u)·(1 − σ(k·u))``, f = σ(k·u) (Zenke & Ganguli 2018)."""
+
+    slope: float = 25.0
+    code: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        _positive("slope", self.slope)
+
+    @property
+    def parameter(self) -> float:
+        return self.slope
+
+    @property
+    def area(self) -> float:
+        return 1.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        f = self.soft(u)
+        return self.slope * f * (1 - f)
+
+    def soft(self, u: Tensor) -> Tensor:
+        return torch.sigmoid(self.slope * u)
+
+
+@dataclass(frozen=True)
+class Triangular(Surrogate):
+    """``max(0, 1 − |u|/width)`` (Bellec et al. 2018). snntorch's function of this name is a sign, not a triangle."""
+
+    width: float = 1.0
+    code: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        _positive("width", self.width)
+
+    @property
+    def parameter(self) -> float:
+        return self.width
+
+    @property
+    def area(self) -> float:
+        return self.width
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return (1 - u.abs() / self.width).clamp(min=0)
+
+    def soft(self, u: Tensor) -> Tensor:
+        z = (u / self.width).clamp(-1, 1)
+        return 0.5 + z - 0.5 * z * z.abs()
+
+
+@dataclass(frozen=True)
+class Boxcar(Surrogate):
+    """``1[|u| ≤ width/2] / width``, f = clip(½ + u/width, 0, 1)."""
+
+    width: float = 1.0
+    code: ClassVar[int] = 5
+
+    def __post_init__(self) -> None:
+        _positive("width", self.width)
+
+    @property
+    def parameter(self) -> float:
+        return self.width
+
+    @property
+    def area(self) -> float:
+        return 1.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return (u.abs() <= self.width / 2).to(u.dtype) / self.width
+
+    def soft(self, u: Tensor) -> Tensor:
+        return (0.5 + u / self.width).clamp(0, 1)
+
+
+def atan(alpha: float = 2.0) -> ATan:
+    """Arc tangent, snntorch's default: see :class:`ATan`."""
+    return ATan(alpha)
+
+
+def fast_sigmoid(slope: float = 25.0) -> FastSigmoid:
+    """Fast sigmoid: see :class:`FastSigmoid`."""
+    return FastSigmoid(slope)
+
+
+def sigmoid(slope: float = 25.0) -> Sigmoid:
+    """Logistic sigmoid: see :class:`Sigmoid`."""
+    return Sigmoid(slope)
+
+
+def triangular(width: float = 1.0) -> Triangular:
+    """Triangle: see :class:`Triangular`."""
+    return Triangular(width)
+
+
+def boxcar(width: float = 1.0) -> Boxcar:
+    """Boxcar: see :class:`Boxcar`."""
+    return Boxcar(width)
+
+
+@dataclass(frozen=True)
+class RidgeSpike:
+    """The spike function of :func:`ddt`: u -> 1[u > 0], ridge-denoised gradient over the tensor of each call."""
+
+    base: Surrogate
+    lam: float
+    scale: float
+
+    def __call__(self, u: Tensor) -> Tensor:
+        spike: Tensor = _RidgeSpikeFunction.apply(u, self)
+        return spike
+
+
+class _RidgeSpikeFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, spike: RidgeSpike) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.spike = spike
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (u,) = ctx.saved_tensors
+        spike: RidgeSpike = ctx.spike
+        f, q, g = spike.base.soft(u), (u > 0).to(u.dtype), spike.scale * grads[0]
+        one_block = (1, -1, 1)
+        f3, q3, g3 = (t.reshape(one_block) for t in (f, q, g))
+        sums, g_sums = sums_of(f3, q3, u.numel()), sums_of(g3, q3, u.numel())
+        back = closed_form.gradient(sums, g_sums.x, g_sums.xq, spike.lam, "affine")
+        s, r, const = back.s.item(), back.r.item(), (back.x_const + back.q_const).item()
+        return (s * g + r * f + (r - 2 * s * r) * q + const) * spike.base.derivative(u) / spike.base.area, None
+
+
+def ddt(base: Surrogate | None = None, lam: float = 0.01, stats: str = "step", scale: float = 1.0) -> RidgeSpike:
+    """A spike function u -> {0, 1} whose gradient is the DDT of the soft spike: a ridge-denoised surrogate.
+
+    It plugs into snntorch: ``snn.Leaky(beta, spike_grad=tbnn.surrogate.ddt())``. The block of the ridge regression
+    is the tensor of one call, that is one time step over batch and features: ``stats="step"``, the only choice for a
+    function that sees no time axis (``tbnn.nn.Leaky`` has the others).
+
+    Args:
+        base: the surrogate whose integral is the soft spike (atan(2) by default).
+        lam: λ > 0 of the ridge regression; a layer may be silent, so 0 is refused.
+        scale: multiplies the gradient.
+
+    Raises:
+        ValueError: ``stats`` other than "step", λ <= 0, a scale that is not finite and positive.
+    """
+    if stats != "step":
+        raise ValueError(f"surrogate.ddt: expected stats='step' (a spike function sees one step), got {stats!r}")
+    check_ridge(lam, "affine")
+    _positive("lam", lam)
+    return RidgeSpike(base if base is not None else ATan(), lam, _positive("scale", scale))

@@ -1,0 +1,340 @@
+"""The packed file: round trips, and everything that may be wrong with one."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from tbnn.bits import pack_bits_numpy, unpack_bits, unpack_bits_numpy
+from tbnn.data import PackedFrames, collate, read_info, store
+from tbnn.data.recipe import SPLITS, recipe_hash, recipe_json
+from tbnn.data.store import PackedSplit, write_store
+
+
+def random_splits(recipe, sizes=(7, 3, 4), seed=0):
+    """Unpacked frames (N, T, bits) and the splits made of them."""
+    rng = np.random.default_rng(seed)
+    bits, splits = {}, {}
+    for name, size in zip(SPLITS, sizes, strict=True):
+        bits[name] = rng.integers(0, 2, (size, recipe.steps, recipe.sensor.bits), np.uint8)
+        labels = rng.integers(0, len(recipe.classes), size)
+        splits[name] = PackedSplit(pack_bits_numpy(bits[name]), labels, rng.integers(0, 1000, size))
+    return bits, splits
+
+
+@pytest.fixture
+def packed(tmp_path, recipe):
+    path = tmp_path / "tiny.h5"
+    write_store(path, recipe, random_splits(recipe)[1])
+    return path
+
+
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(
+    sensor=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)),
+    steps=st.integers(1, 5),
+    sizes=st.tuples(*[st.integers(1, 6)] * 3),
+    seed=st.integers(0, 100),
+)
+def test_round_trip(make_recipe, sensor, steps, sizes, seed):
+    recipe = make_recipe(sensor, steps)
+    bits, splits = random_splits(recipe, sizes, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "new" / "a.h5"
+        write_store(path, recipe, splits)
+        for name in SPLITS:
+            read = PackedFrames(path, name)
+            np.testing.assert_array_equal(unpack_bits_numpy(read.frames, recipe.sensor.bits), bits[name])
+            np.testing.assert_array_equal(read.labels, splits[name].labels)
+            np.testing.assert_array_equal(read.index, splits[name].index)
+            assert len(read) == len(splits[name].labels)
+
+
+def test_info_says_what_the_recipe_says(packed, recipe):
+    info = read_info(packed)
+    for field in (
+        "name",
+        "title",
+        "classes",
+        "sensor",
+        "steps",
+        "time_unit",
+        "bin_width",
+        "licence",
+        "source",
+        "citation",
+    ):
+        assert getattr(info, field) == getattr(recipe, field)
+    assert info.bits == 42
+    assert info.splits == {"train": 7, "validation": 3, "test": 4}
+    assert info.recipe_hash == recipe_hash(recipe)
+    assert PackedFrames(packed, "test").info == info
+    with h5py.File(packed) as file:
+        assert file.attrs["recipe"] == recipe_json(recipe)
+        assert json.loads(file.attrs["classes"]) == ["left", "right"]
+
+
+def test_batches_have_time_first(packed, recipe):
+    bits, splits = random_splits(recipe)
+    data = PackedFrames(packed, "train")
+    order = [4, 0, 6]
+    words, labels = collate(data.__getitems__(order))
+    assert words.dtype == torch.int32
+    assert labels.dtype == torch.int64
+    expected = torch.from_numpy(bits["train"][order]).transpose(0, 1).float()
+    assert torch.equal(unpack_bits(words, 42), expected)
+    assert labels.tolist() == splits["train"].labels[order].tolist()
+    batches = list(DataLoader(data, batch_size=3, collate_fn=collate))
+    together = torch.cat([unpack_bits(words, 42) for words, _ in batches], dim=1)
+    assert torch.equal(together, torch.from_numpy(bits["train"]).transpose(0, 1).float())
+    assert torch.cat([labels for _, labels in batches]).tolist() == splits["train"].labels.tolist()
+
+
+def test_index_beyond_the_end(packed):
+    with pytest.raises(IndexError):
+        PackedFrames(packed, "train")[7]
+
+
+def test_two_writes_are_equal_byte_for_byte(packed, recipe, tmp_path):
+    write_store(tmp_path / "again.h5", recipe, random_splits(recipe)[1])
+    assert (tmp_path / "again.h5").read_bytes() == packed.read_bytes()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_failed_write_leaves_the_old_file_and_nothing_else(packed, recipe, monkeypatch, error):
+    before = packed.read_bytes()
+    calls = []
+
+    def fail_on_third(group, split):
+        calls.append(group.name)
+        if len(calls) == 3:
+            raise error
+
+    monkeypatch.setattr(store, "_write_split", fail_on_third)
+    with pytest.raises(error):
+        write_store(packed, recipe, random_splits(recipe, seed=1)[1])
+    assert calls == ["/train", "/validation", "/test"]
+    assert [path.name for path in packed.parent.iterdir()] == ["tiny.h5"]
+    assert packed.read_bytes() == before
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from conftest import tiny_recipe
+from test_store import random_splits
+from tbnn.data import store
+write = store._write_split
+def killed(group, split):
+    write(group, split)
+    group.file.flush()
+    if group.name == "/test":
+        os.kill(os.getpid(), signal.SIGKILL)
+store._write_split = killed
+store.write_store(Path(sys.argv[1]), tiny_recipe(), random_splits(tiny_recipe())[1])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_killed_write_leaves_no_file_of_that_name(tmp_path, recipe):
+    here = Path(__file__).parent
+    path = tmp_path / "a.h5"
+    code = KILLED.format(paths=[str(here), str(here.parents[1])])
+    result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert not path.exists()
+    write_store(path, recipe, random_splits(recipe)[1])
+    assert read_info(path).name == "tiny"
+
+
+def test_truncated_at_any_length(packed):
+    whole = packed.read_bytes()
+    cut = packed.with_name("cut.h5")
+    for length in sorted({0, 1, 7, 8, 100, len(whole) - 1, *range(512, len(whole), 997)}):
+        cut.write_bytes(whole[:length])
+        for read in (read_info, lambda path: PackedFrames(path, "train")):
+            with pytest.raises(ValueError, match=re.escape(f"{cut}: expected a whole HDF5 file, got one that cannot")):
+                read(cut)
+
+
+def test_flipped_bits_never_pass_as_other_data(packed):
+    """Each flip is found, or it lies in a part of the file that does not matter to this split."""
+    whole, flipped = packed.read_bytes(), packed.with_name("flipped.h5")
+    original = PackedFrames(packed, "train")
+    rng = np.random.default_rng(0)
+    messages = []
+    for position in rng.integers(0, len(whole), 300):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << rng.integers(8)
+        flipped.write_bytes(damaged)
+        try:
+            read = PackedFrames(flipped, "train")
+        except ValueError as error:
+            messages.append(str(error))
+        else:
+            np.testing.assert_array_equal(read.frames, original.frames)
+            np.testing.assert_array_equal(read.labels, original.labels)
+            assert read.info == original.info
+    assert len(messages) > 20
+    assert all(message.startswith(str(flipped)) for message in messages)
+
+
+def test_missing_file_says_how_to_make_it(tmp_path):
+    for read in (read_info, lambda path: PackedFrames(path, "train")):
+        with pytest.raises(FileNotFoundError, match=r"no\.h5: no such packed file; make it with tbnn\.data\.make"):
+            read(tmp_path / "no.h5")
+
+
+def test_unknown_split(packed):
+    with pytest.raises(ValueError, match="split: expected one of train, validation, test, got 'dev'"):
+        PackedFrames(packed, "dev")
+
+
+def test_foreign_files(tmp_path):
+    path = tmp_path / "foreign.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(3)
+    with pytest.raises(
+        ValueError, match=re.escape(f"{path}: expected a packed file (attribute format = 'tbnn-frames'), got")
+    ):
+        read_info(path)
+    path.write_text("not HDF5 at all")
+    with pytest.raises(ValueError, match=re.escape(f"{path}: expected a whole HDF5 file")):
+        read_info(path)
+
+
+def set_attribute(key, value):
+    def edit(file):
+        file.attrs[key] = value
+
+    return edit
+
+
+def drop_attribute(key):
+    return lambda file: file.attrs.__delitem__(key)
+
+
+def replace(name, change):
+    """Replace a dataset by a changed one."""
+
+    def edit(file):
+        data = file[name][()]
+        del file[name]
+        file[name] = change(data)
+
+    return edit
+
+
+def put(index, value):
+    def change(array):
+        array[index] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (set_attribute("schema", 99), "expected schema 1, got 99; make the file again"),
+        (drop_attribute("schema"), "expected schema 1, got None"),
+        (
+            set_attribute("format", "other"),
+            "expected a packed file (attribute format = 'tbnn-frames'), got format = 'other'",
+        ),
+        (drop_attribute("licence"), "attribute licence: expected text, got None"),
+        (set_attribute("recipe_hash", 3), "attribute recipe_hash: expected text, got"),
+        (set_attribute("bits", 43), "attribute bits: expected 42 for sensor (2, 3, 7), got 43"),
+        (set_attribute("steps", 0), "attribute steps: expected 1 positive integers, got"),
+        (
+            set_attribute("steps", 6),
+            "train/frames: expected int32 (7, 6, 2), by labels, steps and sensor, got int32 (7, 5, 2)",
+        ),
+        (set_attribute("sensor", [2, 3]), "attribute sensor: expected 3 positive integers, got array([2, 3])"),
+        (
+            set_attribute("classes", '["left", 3]'),
+            "attribute classes: expected a JSON list of names, got '[\"left\", 3]'",
+        ),
+        (set_attribute("classes", '["left"'), "attribute classes: expected a JSON list of names"),
+        (
+            set_attribute("classes", '["left"]'),
+            "attribute classes: expected ('left', 'right') as in recipe, got ('left',)",
+        ),
+        (set_attribute("time_unit", "u3"), "attribute time_unit: expected 'us' as in recipe, got 'u3'"),
+        (set_attribute("recipe", "{}"), "attribute recipe_hash: expected "),
+        (lambda f: f.__delitem__("validation"), "expected a group 'validation', got none (the file has: test, train)"),
+        (
+            lambda f: f.__delitem__("test/labels"),
+            "/test/labels: expected a dataset, got none (the group has: frames, index)",
+        ),
+        (replace("train/labels", put(2, 2)), "train/labels: expected 0..1, got 2 at 2"),
+        (replace("train/labels", put(3, -1)), "train/labels: expected 0..1, got -1 at 3"),
+        (replace("train/labels", lambda a: a[:-1]), "train/frames: expected int32 (6, 5, 2), by labels"),
+        (
+            replace("train/labels", lambda a: a.astype(float)),
+            "/train/labels: expected integers with 1 axes, got float64",
+        ),
+        (replace("test/index", lambda a: a[:-1]), "test/index: expected int64 (4,), got int64 (3,)"),
+        (replace("train/frames", lambda a: a.astype(np.int64)), "train/frames: expected int32 (7, 5, 2), by labels"),
+        (replace("train/frames", lambda a: a[..., :1]), "train/frames: expected int32 (7, 5, 2), by labels"),
+        (
+            replace("train/frames", put((6, 4, 1), 1 << 10)),
+            "train/frames: expected zeros past bit 42 of a frame, got ones",
+        ),
+        (replace("train/frames", put((0, 0, 1), -(1 << 31))), "train/frames: expected zeros past bit 42 of a frame"),
+    ],
+)
+def test_wrong_content_is_named(packed, tmp_path, edit, message):
+    path = tmp_path / "edited.h5"
+    shutil.copy(packed, path)
+    with h5py.File(path, "r+") as file:
+        edit(file)
+    with pytest.raises(ValueError, match="^" + re.escape(f"{path}: {message}")):
+        PackedFrames(path, "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.full(7, 2)}, "train/labels: expected 0..1, got 2 at 0"),
+        ({"frames": np.zeros((7, 4, 2), np.int32)}, "train/frames: expected int32 (7, 5, 2)"),
+        ({"frames": np.full((7, 5, 2), -1, np.int32)}, "train/frames: expected zeros past bit 42"),
+        ({"frames": np.zeros((7, 5, 2), np.int64)}, "train/frames: expected int32 (7, 5, 2)"),
+        ({"index": np.zeros(6, np.int64)}, "train/index: expected int64 (7,), got int64 (6,)"),
+        (
+            {
+                name: np.zeros((0, 5, 2)[: 3 if name == "frames" else 1], np.int64)
+                for name in ("frames", "labels", "index")
+            },
+            "train: expected at least one recording, got none",
+        ),
+    ],
+)
+def test_wrong_arrays_are_not_written(tmp_path, recipe, change, message):
+    splits = random_splits(recipe)[1]
+    splits["train"] = dataclasses.replace(splits["train"], **change)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write_store(tmp_path / "a.h5", recipe, splits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_split_is_not_written(tmp_path, recipe):
+    splits = random_splits(recipe)[1]
+    del splits["test"]
+    with pytest.raises(ValueError, match="expected the splits train, validation, test, got train, validation"):
+        write_store(tmp_path / "a.h5", recipe, splits)
