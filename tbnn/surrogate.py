@@ -133,8 +133,8 @@ class Sigmoid(Surrogate):
         return 1.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        f = self.soft(u)
-        return self.slope * f * (1 - f)
+        e = torch.exp(-self.slope * u.abs())  # f·(1 − f) loses its tail where f rounds to 1
+        return self.slope * e / (1 + e).square()
 
     def soft(self, u: Tensor) -> Tensor:
         return torch.sigmoid(self.slope * u)

@@ -80,12 +80,13 @@ class BinaryLinear(nn.Module):
 
     def prepare(self) -> Callable[[Tensor], Tensor]:
         """The layer with its weights quantised once: a function of x, for many calls in one pass."""
-        weight, codes, bias = self.quantized_weight(), self.codes(), self.bias
+        weight, (sign, scale, offset), bias = self.quantized_weight(), self.codes(), self.bias
+        some_offset = offset if self.form == "affine" else None
 
         def product(x: Tensor) -> Tensor:
             if x.shape[-1] != self.in_features:
                 raise ValueError(f"BinaryLinear: expected (..., {self.in_features}), got {tuple(x.shape)}")
-            y: Tensor = _CodedLinear.apply(x.reshape(-1, self.in_features), weight, *codes, self.block)
+            y: Tensor = _CodedLinear.apply(x.reshape(-1, self.in_features), weight, sign, scale, some_offset, self.block)
             y = y.reshape(*x.shape[:-1], self.out_features)
             return y if bias is None else y + bias
 
@@ -106,16 +107,18 @@ class _CodedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, sign: Tensor, scale: Tensor, offset: Tensor, block: int | None
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, sign: Tensor, scale: Tensor, offset: Tensor | None, block: int | None
+    ) -> Tensor | None:
         ctx.save_for_backward(x, weight)
         block = block or x.shape[1]
-        y = x.new_zeros((x.shape[0], weight.shape[0]))
+        y = None
         for k, lo in enumerate(range(0, x.shape[1], block)):
             part = x[:, lo : lo + block]
-            product = part @ sign[:, lo : lo + block].T
             # In this order, each operation rounded by itself: the packed simulation repeats it bit for bit.
-            y += product.mul_(scale[:, k]).add_(part.sum(1, keepdim=True) * offset[:, k])
+            product = (part @ sign[:, lo : lo + block].T).mul_(scale[:, k])
+            if offset is not None:
+                product.add_(part.sum(1, keepdim=True) * offset[:, k])
+            y = product if y is None else y.add_(product)
         return y
 
     @staticmethod

@@ -36,10 +36,10 @@ class Kernel:
         threads = 1 if work < SERIAL_BELOW else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         if numba.get_num_threads() != threads:
             numba.set_num_threads(threads)
-        known = len(self.dispatcher.signatures)
+        known = len(self.dispatcher.overloads)
         start = time.perf_counter()
         result = self.dispatcher(*args)
-        if len(self.dispatcher.signatures) > known and self.dispatcher.stats.cache_misses:
+        if len(self.dispatcher.overloads) > known and self.dispatcher.stats.cache_misses:
             logger.info("compiled %s for this machine in %.1f s (kept for next time)", self.name, time.perf_counter() - start)
         return result
 
@@ -71,3 +71,16 @@ def backend_for(
     if backend not in ("cpu", "reference"):
         raise ValueError(f"backend: expected 'cpu' or 'reference', got {backend!r}")
     return backend
+
+
+def describe() -> dict[str, str]:
+    """Which path runs where on this machine: for people and bug reports."""
+    from llvmlite import binding
+
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return {
+        "torch": torch.__version__,
+        "numba": numba.__version__,
+        "cpu": f"{binding.get_host_cpu_name()}, {torch.get_num_threads()} threads: numba kernels (float32, float64)",
+        "gpu": f"{cuda}: torch reference, a loop over time" if torch.cuda.is_available() else "none",
+    }

@@ -49,9 +49,10 @@ def _denominator(sums: Sums, lam: float, form: str) -> Scalars:
         denominator = sums.qq + lam * sums.n
     else:
         denominator = sums.n * sums.qq - sums.q * sums.q + lam * sums.n * sums.n
-    if lam == 0 and np.any(denominator <= 0):
+    no_slope = denominator <= 1e-12 * sums.n * sums.qq  # the sums of a constant q rarely cancel to exactly 0
+    if lam == 0 and np.any(no_slope):
         what = "q is 0 everywhere in" if form == "linear" else "Var(q) is 0 in"
-        raise ValueError(f"ddt: lam=0 divides by zero, {what} {int(np.sum(denominator <= 0))} of {denominator.size} blocks; use lam > 0")
+        raise ValueError(f"ddt: lam=0 divides by zero, {what} {int(np.sum(no_slope))} of {denominator.size} blocks; use lam > 0")
     return denominator
 
 

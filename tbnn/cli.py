@@ -1,0 +1,246 @@
+"""The ``tbnn`` command: every subcommand takes --help; bad input ends in one line and exit code 2."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from tbnn._version import __version__
+from tbnn.train.parse import Parser, add_train_arguments, train_config
+
+console = Console(highlight=False, soft_wrap=True)
+
+SPLITS = ("train", "validation", "test")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 if training diverged, 2 for bad input, 130 if interrupted."""
+    from tbnn.train import Diverged
+
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("tbnn").setLevel(logging.INFO)
+    parser, commands = _parser()
+    try:
+        options = parser.parse_args(None if arguments is None else list(arguments))
+        if options.version:
+            console.print(f"tbnn {__version__}")
+        elif options.command is None:
+            parser.print_help()
+        else:
+            name, given = options.command, options[options.command]
+            commands[name](given)
+    except (ValueError, OSError) as error:
+        print(f"tbnn: error: {error}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(f"tbnn: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("tbnn: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
+    parser = Parser(prog="tbnn", description="Train, pack and simulate temporal binary networks.")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    subcommands = parser.add_subcommands(required=False, dest="command")
+    commands: dict[str, Callable[[Namespace], None]] = {}
+
+    def add(name: str, run: Callable[[Namespace], None], text: str) -> Parser:
+        sub = Parser(description=text)
+        subcommands.add_subcommand(name, sub, help=text)
+        commands[name] = run
+        return sub
+
+    train = add("train", lambda options: _train(train, options), "Train a network and keep its best weights.")
+    add_train_arguments(train)
+    evaluate = add("evaluate", _evaluate, "Measure a run's best network on a split.")
+    _add_run(evaluate)
+    _add_split(evaluate)
+    pack = add("pack", _pack, "Pack a run's best network into a .tbnn file.")
+    _add_run(pack)
+    pack.add_argument("--output", type=str | None, default=None, help="the file (default: model.tbnn in the run's folder)")
+    simulate = add("simulate", _simulate, "Run a packed network from its bits, and check it against the trained one.")
+    simulate.add_argument("path", type=str, help="a run's folder that holds model.tbnn, or a .tbnn file")
+    _add_split(simulate)
+    simulate.add_argument("--dataset", type=str | None, default=None, help="recipe; needed with a .tbnn file")
+    _add_folders(simulate)
+    datasets = add("datasets", _datasets, "List the datasets, make packed files, look into them.")
+    datasets.add_argument("action", type=str, choices=["list", "make", "show", "info"], help="what to do")
+    datasets.add_argument("name", type=str | None, nargs="?", default=None, help="a recipe's name or file; for info: a packed file")
+    _add_folders(datasets)
+    datasets.add_argument("--force", type=bool, default=False, help="make: again, even if the file is there")
+    datasets.add_argument("--output", type=str | None, default=None, help="show: the PNG (default: NAME.png)")
+    plot = add("plot", _plot, "Draw the raster of one recording on its way through a trained network.")
+    plot.add_argument("kind", type=str, choices=["raster"], help="what to draw")
+    _add_run(plot)
+    _add_split(plot)
+    plot.add_argument("--sample", type=int, default=0, help="number of the recording in the split")
+    plot.add_argument("--output", type=str | None, default=None, help="the PNG (default: raster.png in the run's folder)")
+    report = add("report", _report, "Write one self-contained HTML page about a run.")
+    _add_run(report)
+    report.add_argument("--baseline", type=list[str], default=[], nargs="*", help="folders of runs to compare with")
+    report.add_argument("--sample", type=int, default=0, help="number of the test recording to show")
+    info = add("info", _info, "Say which paths run on this machine, or what a file or a run's folder holds.")
+    info.add_argument("path", type=str | None, nargs="?", default=None, help="a .tbnn file, a packed .h5 file or a run's folder")
+    return parser, commands
+
+
+def _add_run(parser: Parser) -> None:
+    parser.add_argument("run", type=str, help="a run's folder, as `tbnn train --output` made it")
+
+
+def _add_split(parser: Parser) -> None:
+    parser.add_argument("--split", type=str, choices=SPLITS, default="test", help="which recordings")
+
+
+def _add_folders(parser: Parser) -> None:
+    parser.add_argument("--source", type=str | None, default=None, help="folder that holds the recordings")
+    parser.add_argument("--cache", type=str | None, default=None, help="folder of packed files")
+
+
+def _train(parser: Parser, options: Namespace) -> None:
+    from tbnn.train import train
+
+    folder = train(train_config(parser, options))
+    console.print(f"run: {folder}")
+
+
+def _evaluate(options: Namespace) -> None:
+    from tbnn.train import load_run
+    from tbnn.train.work import evaluate_run
+
+    result = evaluate_run(load_run(options.run), options.split)
+    console.print(f"{options.split} accuracy {result.accuracy:.4f} ({result.samples} recordings), loss {result.loss:.4f}")
+    for name, rate in result.rates.items():
+        console.print(f"{name} fires at {rate:.2%}")
+
+
+def _pack(options: Namespace) -> None:
+    from tbnn.train import load_run
+    from tbnn.train.work import pack_run
+
+    path, packed = pack_run(load_run(options.run), options.output)
+    console.print(
+        f"{path}: {packed.weights:,} weights at {packed.bits_per_weight:.3f} bits (scales counted), "
+        f"{packed.packed_bytes:,} bytes, {packed.float32_bytes / packed.packed_bytes:.1f} times less than in float32"
+    )
+
+
+def _simulate(options: Namespace) -> None:
+    from tbnn.train.work import simulate_file, simulate_run
+
+    path = Path(options.path)
+    if path.is_dir():
+        result = simulate_run(path, options.split)
+    else:
+        if options.dataset is None:
+            raise ValueError(f"simulate: expected --dataset NAME with the file {path}, got none")
+        result = simulate_file(path, options.dataset, options.split, options.source, options.cache)
+    console.print(f"{result['split']} accuracy {result['accuracy']:.4f} ({result['samples']} recordings), from packed bits")
+    if "parity" in result:
+        console.print(result["parity"]["summary"])
+    _print_table(result["counts"])
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    """Aligned columns, as wide as they need to be: text to the left, numbers to the right."""
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    text = [isinstance(value, str) for value in rows[0].values()]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        padded = (c.ljust(w) if left else c.rjust(w) for c, w, left in zip(line, widths, text, strict=True))
+        console.print("  ".join(padded).rstrip(), markup=False)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _datasets(options: Namespace) -> None:
+    from tbnn.data import available, contact_sheet, make, read_info
+
+    if options.action == "list":
+        for name, recipe in available().items():
+            c, h, w = recipe.sensor
+            console.print(f"{name:14} {len(recipe.classes):3} classes  {c}x{h}x{w}  {recipe.steps:4} steps  {recipe.title}")
+        return
+    if options.name is None:
+        raise ValueError(f"datasets {options.action}: expected a name, got none; `tbnn datasets list` shows them")
+    if options.action == "info":
+        _print_store(read_info(options.name))
+        return
+    path = make(options.name, source=options.source, cache=options.cache, force=options.force)
+    if options.action == "show":
+        output = options.output or f"{Path(options.name).stem}.png"
+        contact_sheet(path, output)
+        console.print(output)
+        return
+    console.print(str(path))
+    _print_store(read_info(path))
+
+
+def _print_store(info: Any) -> None:
+    splits = ", ".join(f"{count} {name}" for name, count in info.splits.items())
+    console.print(f"{info.title}: {splits}; {info.steps} steps of {info.bin_width} {info.time_unit}; {info.bits} bits a step")
+    console.print(f"licence: {info.licence}\nsource: {info.source}")
+
+
+def _plot(options: Namespace) -> None:
+    from tbnn.report.collect import plot_raster
+    from tbnn.train import load_run
+
+    output = options.output or str(Path(options.run) / "raster.png")
+    plot_raster(load_run(options.run), options.split, options.sample, output)
+    console.print(output)
+
+
+def _report(options: Namespace) -> None:
+    from tbnn.report.collect import report_run
+    from tbnn.train import load_run
+
+    path, lines = report_run(load_run(options.run), [load_run(b) for b in options.baseline], options.sample)
+    for line in lines:
+        console.print(line)
+    console.print(f"report: {path}")
+
+
+def _info(options: Namespace) -> None:
+    if options.path is None:
+        from tbnn.ops.kernels import describe
+
+        for name, value in describe().items():
+            console.print(f"{name:10} {value}")
+        return
+    path = Path(options.path)
+    if path.is_dir():
+        from tbnn.train import load_run
+
+        run = load_run(path)
+        for name, value in {**run.facts, **run.checkpoint["metrics"]}.items():
+            console.print(f"{name:22} {value}")
+        console.print(str(run.network))
+    elif path.suffix == ".tbnn":
+        from tbnn.sim import PackedNetwork
+
+        packed = PackedNetwork.load(path)
+        for layer in packed.layers:
+            console.print(str(layer.spec))
+        console.print(f"{packed.weights:,} weights, {packed.packed_bytes:,} bytes; provenance {packed.provenance}")
+    else:
+        from tbnn.data import read_info
+
+        _print_store(read_info(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What a training run is told: frozen dataclasses, which are also the command line and the file saved with the run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tbnn.surrogate import Surrogate, atan, boxcar, fast_sigmoid, sigmoid, triangular
+
+SURROGATES = {"atan": atan, "fast_sigmoid": fast_sigmoid, "sigmoid": sigmoid, "triangular": triangular, "boxcar": boxcar}
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise ValueError(f"{name}: expected a number >= {low:g}, got {value}")
+
+
+def _above(name: str, value: float, low: float) -> None:
+    if not value > low:
+        raise ValueError(f"{name}: expected a number > {low:g}, got {value}")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value < high:
+        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}), got {value}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which recordings, and how they are varied in training.
+
+    Attributes:
+        dataset: a recipe's name (``tbnn datasets list``) or the path of a recipe file.
+        source: the folder that holds the recordings the recipe names; not needed for generated sets.
+        cache: the folder of packed files; the user's cache folder if not given.
+        shift: in training, move each sample by up to this many pixels in x and y.
+        drop: in training, erase this share of the input bits at random.
+    """
+
+    dataset: str = "digits"
+    source: str | None = None
+    cache: str | None = None
+    shift: int = 0
+    drop: float = 0.0
+
+    def __post_init__(self) -> None:
+        _at_least("data.shift", self.shift, 0)
+        _within("data.drop", self.drop, 0, 1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A network of layers of leaky neurons, feed-forward or recurrent, with a leaky readout.
+
+    Attributes:
+        hidden: neurons in each hidden layer.
+        recurrent: whether each hidden layer feeds back on itself, one step later.
+        weights: "binary" (one bit each) or "float".
+        estimator, form, lam, block: of binary weights, see ``tbnn.nn.BinaryLinear``.
+        beta, threshold, reset_mechanism: of the neurons, see ``tbnn.nn.Leaky``.
+        beta_readout: the readout's decay.
+        gradient, surrogate, target, emit, stats, per_channel, differentiate_stats, scale: of the spikes, see ``tbnn.nn.Leaky``.
+        surrogate_width: the surrogate's parameter (alpha, slope or width); its default if not given.
+        dropout: share of the spikes dropped in training.
+    """
+
+    hidden: tuple[int, ...] = (256,)
+    recurrent: bool = False
+    weights: Literal["binary", "float"] = "binary"
+    estimator: Literal["ddt", "ste"] = "ddt"
+    form: Literal["affine", "linear"] = "affine"
+    lam: float = 0.01
+    block: int | None = None
+    beta: float = 0.9
+    beta_readout: float = 0.9
+    threshold: float = 1.0
+    reset_mechanism: Literal["subtract", "zero", "none"] = "subtract"
+    gradient: Literal["ddt", "surrogate"] = "ddt"
+    surrogate: Literal["atan", "fast_sigmoid", "sigmoid", "triangular", "boxcar"] = "atan"
+    surrogate_width: float | None = None
+    target: Literal["soft", "trace"] = "soft"
+    emit: Literal["bits", "denoised"] = "bits"
+    stats: Literal["sequence", "step"] = "sequence"
+    per_channel: bool = True
+    differentiate_stats: bool = True
+    scale: float = 1.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.hidden or any(n < 1 for n in self.hidden):
+            raise ValueError(f"model.hidden: expected at least one layer of at least one neuron, got {list(self.hidden)}")
+        _within("model.dropout", self.dropout, 0, 1)
+
+    def spike_surrogate(self) -> Surrogate:
+        """The surrogate with its width."""
+        make = SURROGATES[self.surrogate]
+        return make() if self.surrogate_width is None else make(self.surrogate_width)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the weights are trained: AdamW on the cross-entropy of the readout.
+
+    Attributes:
+        epochs, batch_size: as they say.
+        learning_rate: the highest of the schedule.
+        schedule: "one_cycle" (up for 30 %, then down to 0), "cosine" (down to 0) or "constant".
+        weight_decay: AdamW's.
+        label_smoothing: of the cross-entropy.
+        clip_norm: largest norm of the gradient; no clipping if not given.
+        readout: scores are the readout's "mean", "max" or "last" value over time.
+        calibrate: firing rate at which every layer starts, on the first batch; 0 leaves the weights as drawn.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    readout: Literal["mean", "max", "last"] = "mean"
+    calibrate: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least("optim.epochs", self.epochs, 1)
+        _at_least("optim.batch_size", self.batch_size, 1)
+        _above("optim.learning_rate", self.learning_rate, 0)
+        _at_least("optim.weight_decay", self.weight_decay, 0)
+        _within("optim.label_smoothing", self.label_smoothing, 0, 1)
+        if self.clip_norm is not None:
+            _above("optim.clip_norm", self.clip_norm, 0)
+        if self.calibrate != 0 and not 0 < self.calibrate <= 0.5:
+            raise ValueError(f"optim.calibrate: expected 0 or a rate in (0, 0.5], got {self.calibrate}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        output: the run's folder, made if need be; one that holds a run is refused unless ``resume`` or ``overwrite``.
+        seed: of weights, data order and augmentation; the same seed gives the same numbers on the same machine.
+        resume: go on from the last checkpoint in ``output``.
+        overwrite: replace the run in ``output``.
+        device: "auto" (a GPU if there is one) or "cpu".
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    output: str = "runs/train"
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    device: Literal["auto", "cpu"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite: expected at most one of them, got both")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed: expected a number in [0, 2^31), got {self.seed}")

@@ -1,0 +1,220 @@
+"""The training loop: back-propagation through time over a packed dataset."""
+
+import copy
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+
+from tbnn.data import PackedFrames, make
+from tbnn.files import replacing
+from tbnn.losses import cross_entropy, logits
+from tbnn.nn import Network, calibrate, health_warnings
+from tbnn.train.batches import EpochOrder, augmented, epoch_generator, evaluation_loader, train_loader
+from tbnn.train.build import build_network
+from tbnn.train.config import OptimConfig, TrainConfig
+from tbnn.train.evaluate import evaluate
+from tbnn.train.log import Display, MetricsLog
+from tbnn.train.run import load_weights, run_facts, save_weights, write_config, write_json
+
+logger = logging.getLogger("tbnn")
+
+
+class Diverged(RuntimeError):
+    """Training reached a loss that is not a finite number."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what the checkpoints' JSON holds."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+
+
+def train(config: TrainConfig, *, quiet: bool = False) -> Path:
+    """Train a network as ``config`` says and return the run's folder (see :mod:`tbnn.train.run`).
+
+    The weights kept as "best" are those of the epoch with the highest validation accuracy (the later one of equals); the
+    test split is not read.
+
+    Raises:
+        FileNotFoundError: the recordings, or the checkpoint to resume from, are missing.
+        ValueError: the folder holds a run and neither ``resume`` nor ``overwrite`` is set; a bad setting or file.
+        Diverged: the loss is no longer finite.
+    """
+    folder = Path(config.output)
+    _check_folder(folder, config)
+    packed = make(config.data.dataset, source=config.data.source, cache=config.data.cache)
+    frames, validation = PackedFrames(packed, "train"), PackedFrames(packed, "validation")
+    accelerator = Accelerator(cpu=config.device == "cpu")
+    torch.manual_seed(config.seed)
+    network = build_network(config.model, frames.info.bits, len(frames.info.classes))
+    order = EpochOrder(len(frames), config.seed)
+    loader = train_loader(frames, order, config.optim.batch_size)
+    if not config.resume:
+        _calibrate(network, loader, config)
+    optimizer = AdamW(network.parameters(), lr=config.optim.learning_rate, weight_decay=config.optim.weight_decay)
+    schedule = _schedule(optimizer, config.optim, len(loader))
+    progress = _resume(folder, network, optimizer, schedule) if config.resume else Progress()
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder, config)
+        write_json(folder / "run.json", run_facts(config, frames.info, str(accelerator.device), packed))
+    model, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
+    trainer = _Trainer(config, folder, accelerator, model, optimizer, schedule, loader, order, validation, progress)
+    trainer.run(quiet=quiet or not accelerator.is_main_process)
+    return folder
+
+
+def _check_folder(folder: Path, config: TrainConfig) -> None:
+    holds_run = (folder / "run.json").exists()
+    if config.resume and not (folder / "last.json").exists():
+        raise FileNotFoundError(f"{folder}: resume needs a checkpoint, last.json is missing")
+    if holds_run and not config.resume and not config.overwrite:
+        raise ValueError(f"{folder} holds a run already; expected --resume true, --overwrite true or another --output")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output: expected a folder, got the file {folder}")
+    if config.overwrite and holds_run:  # nothing of the old run may pass for the new one's
+        for old in ("last.json", "last.safetensors", "last.optimizer.pt", "best.json", "best.safetensors",
+                    "evaluation.test.json", "evaluation.validation.json", "evaluation.train.json", "simulation.json", "model.tbnn", "report.html"):  # fmt: skip
+            (folder / old).unlink(missing_ok=True)
+
+
+def _calibrate(network: Network, loader: Any, config: TrainConfig) -> None:
+    if config.optim.calibrate:
+        words, _ = next(iter(loader))
+        calibrate(network, words, rate=config.optim.calibrate)
+
+
+def _schedule(optimizer: Optimizer, optim: OptimConfig, batches: int) -> LRScheduler:
+    steps = optim.epochs * batches
+    if optim.schedule == "one_cycle":
+        return OneCycleLR(optimizer, optim.learning_rate, total_steps=steps)
+    if optim.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=steps)
+    return LambdaLR(optimizer, lambda _: 1.0)
+
+
+def _resume(folder: Path, network: Network, optimizer: Optimizer, schedule: LRScheduler) -> Progress:
+    facts = load_weights(folder / "last.safetensors", network)
+    path = folder / "last.optimizer.pt"
+    try:
+        saved = torch.load(path, weights_only=True)
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        return Progress(facts["epoch"], facts["best_epoch"], facts["best_accuracy"])
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever a damaged archive makes torch raise
+        raise ValueError(f"{path}: not the optimizer state of this run ({str(error).splitlines()[0]})") from None
+
+
+class _Trainer:
+    """The loop itself, once everything is prepared."""
+
+    def __init__(
+        self, config: TrainConfig, folder: Path, accelerator: Accelerator, model: Any, optimizer: Any, schedule: Any,
+        loader: Any, order: EpochOrder, validation: PackedFrames, progress: Progress,
+    ) -> None:  # fmt: skip
+        self.config, self.folder, self.accelerator = config, folder, accelerator
+        self.model, self.optimizer, self.schedule, self.loader, self.order = model, optimizer, schedule, loader, order
+        self.validation, self.progress = validation, progress
+        self.readout = config.optim.readout
+        self.sensor = validation.info.sensor
+
+    def run(self, quiet: bool) -> None:
+        """Train the epochs that are left."""
+        epochs = self.config.optim.epochs
+        log = MetricsLog(self.folder, self.progress.epoch) if self.accelerator.is_main_process else None
+        self._compile()
+        display = Display(epochs, len(self.loader), self.progress.epoch, quiet)
+        try:
+            for epoch in range(self.progress.epoch + 1, epochs + 1):
+                row = self._epoch(epoch, display)
+                best = row["validation_accuracy"] >= self.progress.best_accuracy
+                self.progress.epoch = epoch
+                if best:
+                    self.progress.best_epoch, self.progress.best_accuracy = epoch, row["validation_accuracy"]
+                if log is not None:
+                    self._save(row, best)
+                    log.add(row)
+                display.epoch(row, best)
+                rates = {name.removeprefix("rate/"): value for name, value in row.items() if name.startswith("rate/")}
+                for line in health_warnings(rates):
+                    display.say(f"warning: {line}")
+        finally:
+            display.close()
+            if log is not None:
+                log.close()
+
+    def _compile(self) -> None:
+        """Run one small batch on a copy, so that compiling kernels is not counted as training."""
+        words, labels = next(iter(self.loader))
+        twin = copy.deepcopy(self.accelerator.unwrap_model(self.model))
+        cross_entropy(twin(words)[0], labels, self.readout).backward()
+
+    def _epoch(self, epoch: int, display: Display) -> dict[str, float]:
+        """Train one epoch and validate; the row of the log."""
+        start = time.perf_counter()
+        self.order.epoch = epoch
+        generator = epoch_generator(self.config.seed, epoch, stream=1 + self.accelerator.process_index)
+        self.model.train()
+        losses, correct, seen, norms = 0.0, 0, 0, []
+        for words, labels in self.loader:
+            x = augmented(words, self.config.data, self.sensor, generator)
+            loss, hits, norm = self._batch(x, labels, epoch)
+            losses, correct, seen = losses + loss * len(labels), correct + hits, seen + len(labels)
+            norms.append(norm)
+            display.batch(epoch, loss)
+        seconds = time.perf_counter() - start
+        network = self.accelerator.unwrap_model(self.model)
+        batches = ((w.to(self.accelerator.device), y.to(self.accelerator.device)) for w, y in evaluation_loader(self.validation))
+        result = evaluate(network, batches, len(self.validation.info.classes), self.readout)
+        return {
+            "epoch": epoch,
+            "train_loss": losses / seen,
+            "train_accuracy": correct / seen,
+            "validation_loss": result.loss,
+            "validation_accuracy": result.accuracy,
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "grad_norm": sorted(norms)[len(norms) // 2],
+            "grad_norm_max": max(norms),
+            "seconds": seconds,
+            **{f"rate/{name}": rate for name, rate in result.rates.items()},
+        }
+
+    def _batch(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[float, int, float]:
+        """One step of the optimizer: loss, correct answers, norm of the gradient."""
+        optim = self.config.optim
+        readout = self.model(x)[0]
+        loss = cross_entropy(readout, labels, self.readout, optim.label_smoothing)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(f"{self.folder}: the loss is {value} in epoch {epoch}; try a lower optim.learning_rate or optim.clip_norm")
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.clip_norm or math.inf)
+        self.optimizer.step()
+        self.schedule.step()
+        hits = int((logits(readout.detach(), self.readout).argmax(1) == labels).sum())
+        return value, hits, float(norm) if norm is not None else math.nan
+
+    def _save(self, row: dict[str, float], best: bool) -> None:
+        """Write the checkpoints; last.json, written last, vouches for what lies beside it."""
+        network = self.accelerator.unwrap_model(self.model)
+        facts = {**vars(self.progress), "metrics": row}
+        if best:
+            save_weights(self.folder / "best.safetensors", network, facts)
+        with replacing(self.folder / "last.optimizer.pt") as temporary:
+            torch.save({"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}, temporary)
+        save_weights(self.folder / "last.safetensors", network, facts)
