@@ -86,7 +86,7 @@ def has_stray_bits(words: Tensor, n: int) -> bool:
     return bool(((words[..., -1] >> tail) & ((1 << (WORD_BITS - tail)) - 1)).any())
 
 
-def pack_bits_numpy(a: npt.NDArray[np.generic]) -> npt.NDArray[np.int32]:
+def pack_bits_numpy(a: npt.NDArray[np.bool_ | np.integer]) -> npt.NDArray[np.int32]:
     """:func:`pack_bits` for a NumPy array of bool or 0/1; every nonzero value counts as 1."""
     n = a.shape[-1]
     octets = np.packbits(a, axis=-1, bitorder="little")

@@ -64,7 +64,9 @@ def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
     _add_split(evaluate)
     pack = add("pack", _pack, "Pack a run's best network into a .tbnn file.")
     _add_run(pack)
-    pack.add_argument("--output", type=str | None, default=None, help="the file (default: model.tbnn in the run's folder)")
+    pack.add_argument(
+        "--output", type=str | None, default=None, help="the file (default: model.tbnn in the run's folder)"
+    )
     simulate = add("simulate", _simulate, "Run a packed network from its bits, and check it against the trained one.")
     simulate.add_argument("path", type=str, help="a run's folder that holds model.tbnn, or a .tbnn file")
     _add_split(simulate)
@@ -72,7 +74,9 @@ def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
     _add_folders(simulate)
     datasets = add("datasets", _datasets, "List the datasets, make packed files, look into them.")
     datasets.add_argument("action", type=str, choices=["list", "make", "show", "info"], help="what to do")
-    datasets.add_argument("name", type=str | None, nargs="?", default=None, help="a recipe's name or file; for info: a packed file")
+    datasets.add_argument(
+        "name", type=str | None, nargs="?", default=None, help="a recipe's name or file; for info: a packed file"
+    )
     _add_folders(datasets)
     datasets.add_argument("--force", type=bool, default=False, help="make: again, even if the file is there")
     datasets.add_argument("--output", type=str | None, default=None, help="show: the PNG (default: NAME.png)")
@@ -81,13 +85,17 @@ def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
     _add_run(plot)
     _add_split(plot)
     plot.add_argument("--sample", type=int, default=0, help="number of the recording in the split")
-    plot.add_argument("--output", type=str | None, default=None, help="the PNG (default: raster.png in the run's folder)")
+    plot.add_argument(
+        "--output", type=str | None, default=None, help="the PNG (default: raster.png in the run's folder)"
+    )
     report = add("report", _report, "Write one self-contained HTML page about a run.")
     _add_run(report)
-    report.add_argument("--baseline", type=list[str], default=[], nargs="*", help="folders of runs to compare with")
+    report.add_argument("--baseline", type=str, default=[], nargs="*", help="folders of runs to compare with")
     report.add_argument("--sample", type=int, default=0, help="number of the test recording to show")
     info = add("info", _info, "Say which paths run on this machine, or what a file or a run's folder holds.")
-    info.add_argument("path", type=str | None, nargs="?", default=None, help="a .tbnn file, a packed .h5 file or a run's folder")
+    info.add_argument(
+        "path", type=str | None, nargs="?", default=None, help="a .tbnn file, a packed .h5 file or a run's folder"
+    )
     return parser, commands
 
 
@@ -116,7 +124,9 @@ def _evaluate(options: Namespace) -> None:
     from tbnn.train.work import evaluate_run
 
     result = evaluate_run(load_run(options.run), options.split)
-    console.print(f"{options.split} accuracy {result.accuracy:.4f} ({result.samples} recordings), loss {result.loss:.4f}")
+    console.print(
+        f"{options.split} accuracy {result.accuracy:.4f} ({result.samples} recordings), loss {result.loss:.4f}"
+    )
     for name, rate in result.rates.items():
         console.print(f"{name} fires at {rate:.2%}")
 
@@ -142,7 +152,9 @@ def _simulate(options: Namespace) -> None:
         if options.dataset is None:
             raise ValueError(f"simulate: expected --dataset NAME with the file {path}, got none")
         result = simulate_file(path, options.dataset, options.split, options.source, options.cache)
-    console.print(f"{result['split']} accuracy {result['accuracy']:.4f} ({result['samples']} recordings), from packed bits")
+    console.print(
+        f"{result['split']} accuracy {result['accuracy']:.4f} ({result['samples']} recordings), from packed bits"
+    )
     if "parity" in result:
         console.print(result["parity"]["summary"])
     _print_table(result["counts"])
@@ -172,7 +184,9 @@ def _datasets(options: Namespace) -> None:
     if options.action == "list":
         for name, recipe in available().items():
             c, h, w = recipe.sensor
-            console.print(f"{name:14} {len(recipe.classes):3} classes  {c}x{h}x{w}  {recipe.steps:4} steps  {recipe.title}")
+            console.print(
+                f"{name:14} {len(recipe.classes):3} classes  {c}x{h}x{w}  {recipe.steps:4} steps  {recipe.title}"
+            )
         return
     if options.name is None:
         raise ValueError(f"datasets {options.action}: expected a name, got none; `tbnn datasets list` shows them")
@@ -191,7 +205,9 @@ def _datasets(options: Namespace) -> None:
 
 def _print_store(info: Any) -> None:
     splits = ", ".join(f"{count} {name}" for name, count in info.splits.items())
-    console.print(f"{info.title}: {splits}; {info.steps} steps of {info.bin_width} {info.time_unit}; {info.bits} bits a step")
+    console.print(
+        f"{info.title}: {splits}; {info.steps} steps of {info.bin_width} {info.time_unit}; {info.bits} bits a step"
+    )
     console.print(f"licence: {info.licence}\nsource: {info.source}")
 
 

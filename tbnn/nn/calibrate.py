@@ -18,17 +18,21 @@ BISECTIONS = 16
 
 
 @torch.no_grad()
-def calibrate(network: Network, x: Tensor, *, rate: float = 0.1, readout_std: float = 1.0) -> dict[str, float]:
+def calibrate(
+    network: Network, x: Tensor, *, rate: float = 0.1, readout_std: float = 1.0, feedback_gain: float = 0.5
+) -> dict[str, float]:
     """Scale the weights in front of each spiking layer until it fires at ``rate`` on ``x``, layer by layer, in place.
 
     Whatever the density of the input, the form of the weights or the time constants, no layer starts silent or
     saturated. A readout's weights are scaled until its mean over time has the standard deviation ``readout_std``.
-    Scaling latent weights scales their 1-bit reconstruction alike; the feedback of a recurrent layer keeps its scale.
+    Scaling latent weights scales their 1-bit reconstruction alike. The feedback of a recurrent layer is set to
+    mean |w|·√N = ``feedback_gain`` first: above 1 a random recurrent layer amplifies its own activity, and the gradient.
 
     Args:
         network: layers of weights (binary or float), each followed by a neuron or a readout.
         x: one batch, as the network takes it.
         rate: spikes per neuron and step to start from, in (0, 0.5].
+        readout_std, feedback_gain: see above; torch's default weights have a feedback gain of 0.5.
 
     Returns:
         The firing rate reached in each spiking layer, by its name in the network.
@@ -45,6 +49,8 @@ def calibrate(network: Network, x: Tensor, *, rate: float = 0.1, readout_std: fl
     x = network.unpacked(x)
     for name, layer in network.layers.named_children():
         if isinstance(layer, (Leaky, Recurrent)):
+            if isinstance(layer, Recurrent):
+                _set_feedback(layer.recurrent_layer, feedback_gain)
             if weighted is not None:
                 gain = _gain_for_rate(layer, x, rate)
                 x = x * _scale(weighted, gain)
@@ -63,7 +69,9 @@ def calibrate(network: Network, x: Tensor, *, rate: float = 0.1, readout_std: fl
     network.train(was_training)
     for name, got in reached.items():
         if abs(got - rate) > rate / 2:
-            logger.warning("calibrate: %s fires at %.2g, not at %.2g: no scale of its weights gives that rate", name, got, rate)
+            logger.warning(
+                "calibrate: %s fires at %.2g, not at %.2g: no scale of its weights gives that rate", name, got, rate
+            )
     return reached
 
 
@@ -74,6 +82,15 @@ def _scale(layer: nn.Module, gain: float) -> float:
         if isinstance(parameter, Tensor):
             parameter.mul_(gain)
     return gain
+
+
+def _set_feedback(layer: nn.Module, gain: float) -> None:
+    """Scale feedback weights (N, N) to mean |w|·√N = ``gain``."""
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, Tensor):
+        now = weight.abs().mean().item() * weight.shape[1] ** 0.5
+        if now > 0:
+            _scale(layer, gain / now)
 
 
 def _gain_for_rate(layer: Leaky | Recurrent, current: Tensor, rate: float) -> float:

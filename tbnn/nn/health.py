@@ -3,7 +3,6 @@
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tbnn.nn.leaky import Leaky
@@ -13,14 +12,19 @@ DEAD_BELOW = 0.001
 SATURATED_ABOVE = 0.9
 
 
-def firing_rate(layer: Leaky | Recurrent, out: Tensor) -> float:
-    """Spikes per neuron and step in what left a layer in evaluation (with emit="denoised" the bits are recovered)."""
+def emitted_spikes(layer: Leaky | Recurrent, out: Tensor) -> Tensor:
+    """The spikes, as bool, in what left a layer in evaluation (T, B, features...), also with emit="denoised"."""
     neuron = layer.neuron if isinstance(layer, Recurrent) else layer
     if neuron.spike_gradient.emit == "bits":
-        return out.detach().mean().item()
+        return out.detach() > 0
     a, b = neuron.emitted_affine()
     a, b = (t.reshape(-1, *[1] * (out.ndim - 3)) if t.numel() > 1 else t for t in (a, b))
-    return (out.detach() > b + a / 2).to(out.dtype).mean().item()
+    return out.detach() > b + a / 2
+
+
+def firing_rate(layer: Leaky | Recurrent, out: Tensor) -> float:
+    """Spikes per neuron and step in what left a layer in evaluation."""
+    return emitted_spikes(layer, out).to(out.dtype).mean().item()
 
 
 def spiking_layers(network: nn.Module) -> dict[str, Leaky | Recurrent]:
@@ -66,7 +70,9 @@ class FiringRates:
     def mean(self) -> dict[str, float]:
         """The rate of each layer that ran, weighted by the size of its sequences."""
         return {
-            name: sum(rate * n for rate, n in seen) / sum(n for _, n in seen) for name, seen in self._seen.items() if seen
+            name: sum(rate * n for rate, n in seen) / sum(n for _, n in seen)
+            for name, seen in self._seen.items()
+            if seen
         }
 
 

@@ -94,12 +94,15 @@ class Leaky(nn.Module):
             self._check_trace()
         # mean f, q and f·q of each block with emit="denoised"; sized by the first batch
         self.register_buffer("running_moments", torch.zeros(3, 0))
+        self.register_load_state_dict_pre_hook(lambda module, *args: module._resize_moments(*args))
 
     def _check_trace(self) -> None:
         if self.reset_mechanism != "subtract":
             raise ValueError(f"target='trace' needs reset_mechanism='subtract', got {self.reset_mechanism!r}")
         if bool((self.beta >= 1).any()):
-            raise ValueError(f"target='trace' needs beta < 1 (its rate is (1 − beta)·L), got {float(self.beta.max()):g}")
+            raise ValueError(
+                f"target='trace' needs beta < 1 (its rate is (1 − beta)·L), got {float(self.beta.detach().max()):g}"
+            )
 
     def forward(self, current: Tensor, state: LifState | None = None) -> tuple[Tensor, LifState]:
         return self._run(current, state, self.spike_gradient)
@@ -122,7 +125,9 @@ class Leaky(nn.Module):
             current, beta, self.threshold, state, reset=self.reset_mechanism, gradient=gradient, affine=affine
         )
         if moments is not None and self.training:
-            self._update(moments if moments.shape[1] == self._blocks(current, gradient) else moments.mean(1, keepdim=True))
+            self._update(
+                moments if moments.shape[1] == self._blocks(current, gradient) else moments.mean(1, keepdim=True)
+            )
         return out, state
 
     @staticmethod
@@ -145,11 +150,11 @@ class Leaky(nn.Module):
         a = (fq - f * q) / (q - q * q + self.spike_gradient.lam)
         return a, f - a * q
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+    def _resize_moments(self, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+        """Give the running statistics the saved number of blocks, before a state dict is loaded."""
         saved = state_dict.get(prefix + "running_moments")
         if saved is not None:
             self.running_moments = self.running_moments.new_zeros(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore[reportArgumentType]
 
     def extra_repr(self) -> str:
         g = self.spike_gradient

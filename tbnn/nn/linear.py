@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tbnn.ops.quantize import check_quantize, quantize, quantize_codes
 from tbnn.ops.quantize import Codes as Codes
+from tbnn.ops.quantize import check_quantize, quantize, quantize_codes
 
 START_GAIN = 2.0  # mean |w|·√fan_in at the start: a tenth of the inputs active then drives a neuron near its threshold
 
@@ -86,7 +86,9 @@ class BinaryLinear(nn.Module):
         def product(x: Tensor) -> Tensor:
             if x.shape[-1] != self.in_features:
                 raise ValueError(f"BinaryLinear: expected (..., {self.in_features}), got {tuple(x.shape)}")
-            y: Tensor = _CodedLinear.apply(x.reshape(-1, self.in_features), weight, sign, scale, some_offset, self.block)
+            y: Tensor = _CodedLinear.apply(
+                x.reshape(-1, self.in_features), weight, sign, scale, some_offset, self.block
+            )
             y = y.reshape(*x.shape[:-1], self.out_features)
             return y if bias is None else y + bias
 

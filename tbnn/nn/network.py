@@ -64,7 +64,9 @@ class Network(nn.Module):
             return x
         features = getattr(self.layers[0], "in_features", None)
         if features is None:
-            raise ValueError("Network: packed words need a first layer with in_features, to know how many bits they hold")
+            raise ValueError(
+                "Network: packed words need a first layer with in_features, to know how many bits they hold"
+            )
         return unpack_bits(x, features, dtype=next(self.parameters()).dtype)
 
 

@@ -8,12 +8,15 @@ from typing import Any, overload
 import numba
 import numpy as np
 import torch
+from numba.core import config
 from torch import Tensor
 
 logger = logging.getLogger("tbnn")
 
 # `parallel=True` loops below this many elements run on one thread: waking a second costs more than it saves.
 SERIAL_BELOW = 1 << 15
+
+MOST_THREADS: int = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
 
 
 device_function = numba.njit(inline="never", error_model="numpy", nogil=True, cache=True)
@@ -33,14 +36,16 @@ class Kernel:
 
     def __call__(self, *args: Any, work: int = SERIAL_BELOW) -> Any:
         """Run the kernel; ``work`` is the number of elements it touches, which decides about threads."""
-        threads = 1 if work < SERIAL_BELOW else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        threads = 1 if work < SERIAL_BELOW else min(torch.get_num_threads(), MOST_THREADS)
         if numba.get_num_threads() != threads:
             numba.set_num_threads(threads)
         known = len(self.dispatcher.overloads)
         start = time.perf_counter()
         result = self.dispatcher(*args)
         if len(self.dispatcher.overloads) > known and self.dispatcher.stats.cache_misses:
-            logger.info("compiled %s for this machine in %.1f s (kept for next time)", self.name, time.perf_counter() - start)
+            logger.info(
+                "compiled %s for this machine in %.1f s (kept for next time)", self.name, time.perf_counter() - start
+            )
         return result
 
 

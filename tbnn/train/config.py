@@ -5,7 +5,13 @@ from typing import Literal
 
 from tbnn.surrogate import Surrogate, atan, boxcar, fast_sigmoid, sigmoid, triangular
 
-SURROGATES = {"atan": atan, "fast_sigmoid": fast_sigmoid, "sigmoid": sigmoid, "triangular": triangular, "boxcar": boxcar}
+SURROGATES = {
+    "atan": atan,
+    "fast_sigmoid": fast_sigmoid,
+    "sigmoid": sigmoid,
+    "triangular": triangular,
+    "boxcar": boxcar,
+}
 
 
 def _at_least(name: str, value: float, low: float) -> None:
@@ -86,7 +92,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if not self.hidden or any(n < 1 for n in self.hidden):
-            raise ValueError(f"model.hidden: expected at least one layer of at least one neuron, got {list(self.hidden)}")
+            raise ValueError(
+                f"model.hidden: expected at least one layer of at least one neuron, got {list(self.hidden)}"
+            )
         _within("model.dropout", self.dropout, 0, 1)
 
     def spike_surrogate(self) -> Surrogate:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +65,21 @@ class Display:
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         self.epochs, self.batches = epochs, batches
         self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        if self.console.is_terminal and not quiet and sys.stdout.isatty():
-            columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, TextColumn("loss {task.fields[loss]:.3f}"), console=self.console, transient=True)
-            self._task = self._progress.add_task("", total=epochs * batches, completed=done_epochs * batches, epoch=1, loss=0.0)
-            self._progress.start()
+        self._task = TaskID(0)
+        if self.console.is_terminal and not quiet:
+            columns = (
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            loss = TextColumn("loss {task.fields[loss]:.3f}")
+            progress = Progress(*columns, loss, console=self.console, transient=True)
+            self._task = progress.add_task(
+                "", total=epochs * batches, completed=done_epochs * batches, epoch=1, loss=0.0
+            )
+            progress.start()
+            self._progress = progress
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -79,7 +87,7 @@ class Display:
 
     def batch(self, epoch: int, loss: float) -> None:
         """One batch is done."""
-        if self._progress is not None and self._task is not None:
+        if self._progress is not None:
             self._progress.update(self._task, advance=1, epoch=epoch, loss=loss)
 
     def epoch(self, row: dict[str, Any], best: bool) -> None:

@@ -178,7 +178,10 @@ class _Trainer:
             display.batch(epoch, loss)
         seconds = time.perf_counter() - start
         network = self.accelerator.unwrap_model(self.model)
-        batches = ((w.to(self.accelerator.device), y.to(self.accelerator.device)) for w, y in evaluation_loader(self.validation))
+        batches = (
+            (w.to(self.accelerator.device), y.to(self.accelerator.device))
+            for w, y in evaluation_loader(self.validation)
+        )
         result = evaluate(network, batches, len(self.validation.info.classes), self.readout)
         return {
             "epoch": epoch,
@@ -200,7 +203,9 @@ class _Trainer:
         loss = cross_entropy(readout, labels, self.readout, optim.label_smoothing)
         value = loss.item()
         if not math.isfinite(value):
-            raise Diverged(f"{self.folder}: the loss is {value} in epoch {epoch}; try a lower optim.learning_rate or optim.clip_norm")
+            raise Diverged(
+                f"{self.folder}: the loss is {value} in epoch {epoch}; try a lower optim.learning_rate or optim.clip_norm"
+            )
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.clip_norm or math.inf)

@@ -1,13 +1,13 @@
 """A run's folder: its configuration, environment, checkpoints and results.
 
-    config.yaml             the whole configuration
-    run.json                versions, device, commit, dataset, seed
-    metrics.csv, .jsonl     one row an epoch; tensorboard/ holds the same
-    best.safetensors/.json  weights of the best validation epoch, and what it measured
-    last.safetensors/.json  weights of the last epoch; last.optimizer.pt: optimizer and schedule, to go on from it
-    evaluation.SPLIT.json   what ``tbnn evaluate`` measured
-    model.tbnn              what ``tbnn pack`` made; simulation.json what ``tbnn simulate`` measured
-    report.html             what ``tbnn report`` made
+config.yaml             the whole configuration
+run.json                versions, device, commit, dataset, seed
+metrics.csv, .jsonl     one row an epoch; tensorboard/ holds the same
+best.safetensors/.json  weights of the best validation epoch, and what it measured
+last.safetensors/.json  weights of the last epoch; last.optimizer.pt: optimizer and schedule, to go on from it
+evaluation.SPLIT.json   what ``tbnn evaluate`` measured
+model.tbnn              what ``tbnn pack`` made; simulation.json what ``tbnn simulate`` measured
+report.html             what ``tbnn report`` made
 """
 
 import json
@@ -61,8 +61,12 @@ def _commit() -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false
 """The binary product on the CPU: 64-bit AND + popcount over tiles that stay in cache.
 
 ``Σ s·w = 2·popcount(s ∧ w⁺) − popcount(s)``. The inner loop runs over 64-bit words, which LLVM turns into 512-bit
@@ -16,7 +17,7 @@ ROWS, COLUMNS = 64, 256  # one task: this many spike rows against this many weig
 
 
 @intrinsic
-def popcount64(_context, _word):  # pyright: ignore
+def popcount64(_context: Any, _word: Any) -> Any:
     """The number of set bits of a uint64, as LLVM's ctpop."""
 
     def codegen(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:

@@ -52,7 +52,9 @@ def _denominator(sums: Sums, lam: float, form: str) -> Scalars:
     no_slope = denominator <= 1e-12 * sums.n * sums.qq  # the sums of a constant q rarely cancel to exactly 0
     if lam == 0 and np.any(no_slope):
         what = "q is 0 everywhere in" if form == "linear" else "Var(q) is 0 in"
-        raise ValueError(f"ddt: lam=0 divides by zero, {what} {int(np.sum(no_slope))} of {denominator.size} blocks; use lam > 0")
+        raise ValueError(
+            f"ddt: lam=0 divides by zero, {what} {int(np.sum(no_slope))} of {denominator.size} blocks; use lam > 0"
+        )
     return denominator
 
 
@@ -65,7 +67,9 @@ def solve(sums: Sums, lam: float, form: str) -> Ridge:
     return Ridge(s, (sums.x - s * sums.q) / sums.n)
 
 
-def gradient(sums: Sums, g_sum: Scalars, gq_sum: Scalars, lam: float, form: str, differentiate_stats: bool = True) -> RidgeGradient:
+def gradient(
+    sums: Sums, g_sum: Scalars, gq_sum: Scalars, lam: float, form: str, differentiate_stats: bool = True
+) -> RidgeGradient:
     """Backward scalars from ΣG and ΣG·q of every block.
 
     With ``differentiate_stats=False`` the slope and the means are constants, and only dL/dq = s·G is left.

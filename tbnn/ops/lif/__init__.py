@@ -76,7 +76,7 @@ def lif(
     if gradient.uses_trace and reset != "subtract":
         raise ValueError(f"target='trace' holds for reset='subtract' only (v = L − θ·Q needs it), got reset={reset!r}")
     if gradient.uses_trace and bool((beta_f >= 1).any()):
-        raise ValueError(f"target='trace' needs beta < 1 (its rate is (1 − beta)·L), got {float(beta_f.max()):g}")
+        raise ValueError(f"target='trace' needs beta < 1 (its rate is (1 − beta)·L), got {float(beta_f.detach().max()):g}")
     state = check_state(state, current, gradient.uses_trace)
     steps, batch = current.shape[:2]
     flat = (steps, batch, math.prod(features))
@@ -108,7 +108,9 @@ def check_state(state: LifState | None, current: Tensor, with_trace: bool) -> Li
     if with_trace and trace is None:
         raise ValueError("state: target='trace' carries a trace, got a state without one")
     for name, value in (("v", v), ("trace", trace if with_trace else None)):
-        if value is not None and (value.shape != shape or value.device != current.device or value.dtype != current.dtype):
+        if value is not None and (
+            value.shape != shape or value.device != current.device or value.dtype != current.dtype
+        ):
             raise ValueError(
                 f"state.{name}: expected {tuple(shape)} {current.dtype} on {current.device}, "
                 f"got {tuple(value.shape)} {value.dtype} on {value.device}"
@@ -123,7 +125,9 @@ def _per_feature(name: str, value: Tensor | float, current: Tensor) -> Tensor:
     try:
         return tensor.expand(features).reshape(-1)
     except RuntimeError:
-        raise ValueError(f"{name}: expected a shape that broadcasts to {tuple(features)}, got {tuple(tensor.shape)}") from None
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {tuple(features)}, got {tuple(tensor.shape)}"
+        ) from None
 
 
 class _Settings(NamedTuple):
@@ -136,8 +140,15 @@ class _Settings(NamedTuple):
 
 
 def _lif_cpu(
-    current: Tensor, beta: Tensor, threshold: Tensor, v0: Tensor, trace0: Tensor | None, reset: str,
-    gradient: SpikeGradient, channels: int, affine: tuple[Tensor, Tensor] | None,
+    current: Tensor,
+    beta: Tensor,
+    threshold: Tensor,
+    v0: Tensor,
+    trace0: Tensor | None,
+    reset: str,
+    gradient: SpikeGradient,
+    channels: int,
+    affine: tuple[Tensor, Tensor] | None,
 ) -> LifResult:
     """:func:`lif_reference` by the fused kernels."""
     settings = _Settings(reset, gradient, channels, affine)
@@ -148,7 +159,13 @@ def _lif_cpu(
 class _Lif(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, beta: Tensor, threshold: Tensor, v0: Tensor, trace0: Tensor | None, settings: _Settings
+        ctx: Any,
+        current: Tensor,
+        beta: Tensor,
+        threshold: Tensor,
+        v0: Tensor,
+        trace0: Tensor | None,
+        settings: _Settings,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         gradient = settings.gradient
         current, beta, threshold, v0 = (t.contiguous() for t in (current, beta, threshold, v0))
@@ -184,9 +201,7 @@ class _Lif(torch.autograd.Function):
         dcurrent = torch.empty_like(v)
         inputs = (as_numpy(t) for t in (dout, v, trace, v0, trace0, beta, threshold))
         outputs = (as_numpy(t) for t in (carry, dbeta, dthreshold, dcurrent))
-        cpu.scan_backward(
-            kind, *inputs, cpu.RESETS[settings.reset], *shape, factors, learn, *outputs, work=v.numel()
-        )
+        cpu.scan_backward(kind, *inputs, cpu.RESETS[settings.reset], *shape, factors, learn, *outputs, work=v.numel())
         dv0, dtrace0 = (None, carry) if gradient.uses_trace else (carry, None)
         return dcurrent, dbeta.sum(0), dthreshold.sum(0), dv0, dtrace0, None
 
@@ -229,7 +244,9 @@ def _factors(
     """k0, kG, kx, kq of every neuron (and step): (4, 1 or T, F)."""
     gradient = settings.gradient
     if gradient.gradient == "surrogate" or settings.affine is not None:
-        slope = np.full((1, 1), gradient.scale) if settings.affine is None else as_numpy(settings.affine[0]).reshape(1, -1)
+        slope = (
+            np.full((1, 1), gradient.scale) if settings.affine is None else as_numpy(settings.affine[0]).reshape(1, -1)
+        )
         factors = np.zeros((4, *slope.shape))
         factors[1] = slope
         return _spread(factors, v)

@@ -150,9 +150,7 @@ def target_sums(kind, v, trace, grad, beta, threshold, shape, p, area, floor, by
         for t in range(first, last):
             for b in range(batch):
                 level = trace[t, b, lo:hi] if kind == TRACE else v[t, b, lo:hi]
-                target_rows(
-                    kind, v[t, b, lo:hi], level, beta[lo:hi], threshold[lo:hi], shape, p, area, floor, x, q, w
-                )
+                target_rows(kind, v[t, b, lo:hi], level, beta[lo:hi], threshold[lo:hi], shape, p, area, floor, x, q, w)
                 for f in range(hi - lo):
                     xf, qf = np.float64(x[f]), np.float64(q[f])
                     out[0, group, lo + f] += xf
@@ -180,7 +178,25 @@ def emit_affine(spikes, a, b):  # pyright: ignore
 
 @kernel
 def scan_backward(
-    kind, grad, v, trace, v0, trace0, beta, threshold, reset, shape, p, area, floor, factors, learn, carry, dbeta, dthreshold, dcurrent
+    kind,
+    grad,
+    v,
+    trace,
+    v0,
+    trace0,
+    beta,
+    threshold,
+    reset,
+    shape,
+    p,
+    area,
+    floor,
+    factors,
+    learn,
+    carry,
+    dbeta,
+    dthreshold,
+    dcurrent,
 ):  # pyright: ignore
     """Walk time backwards: dcurrent (T, B, F); carry (B, F) enters as the final state's gradient, leaves as the first's.
 

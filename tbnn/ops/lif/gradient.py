@@ -54,10 +54,14 @@ class SpikeGradient:
         if not (math.isfinite(self.floor) and self.floor <= 0):
             raise ValueError(f"floor: expected a finite number <= 0, got {self.floor}")
         if self.emit == "denoised" and (self.gradient != "ddt" or self.target != "soft"):
-            raise ValueError("emit='denoised' needs gradient='ddt' and target='soft', "
-                             f"got gradient={self.gradient!r}, target={self.target!r}")
+            raise ValueError(
+                "emit='denoised' needs gradient='ddt' and target='soft', "
+                f"got gradient={self.gradient!r}, target={self.target!r}"
+            )
         if self.emit == "denoised" and self.scale != 1:
-            raise ValueError(f"scale: multiplies the gradient of bits; with emit='denoised' expected 1, got {self.scale}")
+            raise ValueError(
+                f"scale: multiplies the gradient of bits; with emit='denoised' expected 1, got {self.scale}"
+            )
 
     @property
     def uses_trace(self) -> bool:

@@ -30,9 +30,9 @@ def lif_reference(
     affine: tuple[Tensor, Tensor] | None,
 ) -> LifResult:
     """Run current (T, B, F) through neurons with beta and threshold (F,) from the state v, trace (B, F)."""
-    drives, beta_v = current, beta
+    drives, beta_v, threshold_v = current, beta, threshold
     if gradient.uses_trace:  # the gradient runs through the trace alone
-        drives, beta_v, v = current.detach(), beta.detach(), v.detach()
+        drives, beta_v, threshold_v, v = current.detach(), beta.detach(), threshold.detach(), v.detach()
     vs: list[Tensor] = []
     traces: list[Tensor] = []
     spike_trace = None if trace is None else (beta * (trace - v) / threshold + (v > threshold)).detach()
@@ -40,7 +40,7 @@ def lif_reference(
     for current_t, drive_t in zip(current.unbind(0), drives.unbind(0), strict=True):
         fired = (v > threshold).to(v.dtype)
         if reset == "subtract":
-            v = beta_v * v + drive_t - threshold * fired
+            v = beta_v * v + drive_t - threshold_v * fired
         elif reset == "zero":
             v = beta_v * ((1 - fired) * v) + drive_t
         else:
@@ -111,10 +111,10 @@ def _slope_only(x: Tensor, q: Tensor, lam: float) -> Tensor:
 def _emit_denoised(
     x: Tensor, q: Tensor, gradient: SpikeGradient, channels: int, affine: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor | None]:
-    """What leaves with emit='denoised': a·q + b, from this block's ridge or from the given constants (blocks,)."""
-    x_blocks, q_blocks = to_blocks(x, gradient, channels), to_blocks(q, gradient, channels)
+    """What leaves with emit='denoised': a·q + b, from this block's ridge or from the given constants (channels,) or (1,)."""
     if affine is not None:
-        a, b = affine
-        return from_blocks(a.reshape(-1, 1) * q_blocks + b.reshape(-1, 1), x, gradient, channels), None
+        a, b = (value.repeat_interleave(q.shape[-1] // value.numel()) for value in affine)
+        return a * q + b, None
+    x_blocks, q_blocks = to_blocks(x, gradient, channels), to_blocks(q, gradient, channels)
     moments = torch.stack([x_blocks.mean(-1), q_blocks.mean(-1), (x_blocks * q_blocks).mean(-1)]).detach()
     return _denoise(x, q, gradient, channels), moments

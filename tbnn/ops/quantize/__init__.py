@@ -124,7 +124,13 @@ class _Quantize(torch.autograd.Function):
             back.r * (1 - 2 * slope * back.s),
             back.x_const + slope * back.q_const,
         ])  # fmt: skip
-        return torch.from_numpy(cpu.combine(as_numpy(g), as_numpy(x), as_numpy(q), factors, block)), None, None, None, None
+        return (
+            torch.from_numpy(cpu.combine(as_numpy(g), as_numpy(x), as_numpy(q), factors, block)),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _grid_scales(x3: Tensor, form: str, block: int) -> np.ndarray[Any, Any]:

@@ -1,0 +1,66 @@
+"""Configurations: what is wrong is said in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from tbnn.train import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from tbnn.train.build import build_network
+from tbnn.train.parse import Parser, add_train_arguments, config_from_file, train_config
+
+
+def parsed(*arguments: str) -> TrainConfig:
+    parser = Parser()
+    add_train_arguments(parser)
+    return train_config(parser, parser.parse_args(list(arguments)))
+
+
+def test_options_override_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model:\n  hidden: [3, 5]\n  beta: 0.5\noptim:\n  epochs: 7\nseed: 2\n")
+    config = parsed(f"--config={path}", "--model.beta", "0.25", "--seed", "9")
+    assert config.model == ModelConfig(hidden=(3, 5), beta=0.25)
+    assert config.optim == OptimConfig(epochs=7)
+    assert config.seed == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("model:\n  hiden: [3]\n", "hiden"),
+        ("optim:\n  epochs: many\n", "epochs"),
+        ("model:\n  hidden: []\n", "model.hidden: expected at least one layer"),
+        ("model:\n  target: hard\n", "target"),
+        ("optim:\n  learning_rate: -1\n", "optim.learning_rate: expected a number > 0, got -1"),
+        ("data:\n  drop: 1.5\n", r"data.drop: expected a number in \[0, 1\), got 1.5"),
+        ("optim: [1, 2\n", "c.yaml"),
+        ("resume: true\noverwrite: true\n", "at most one"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=complaint) as error:
+        config_from_file(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"beta": 1.5}, r"beta: expected values in \[0, 1\]"),
+        ({"target": "trace", "reset_mechanism": "zero"}, "target='trace' needs reset_mechanism='subtract'"),
+        ({"emit": "denoised", "gradient": "surrogate"}, "emit='denoised' needs gradient='ddt'"),
+        ({"lam": 0.0}, "lam"),
+        ({"surrogate_width": -1.0}, "alpha: expected a finite number > 0"),
+        ({"block": 0}, "block"),
+    ],
+)
+def test_impossible_networks_are_refused(settings: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        build_network(ModelConfig(**settings), 8, 2)  # pyright: ignore[reportArgumentType]
+
+
+def test_defaults_are_valid() -> None:
+    assert parsed() == TrainConfig(data=DataConfig(), model=ModelConfig(), optim=OptimConfig())

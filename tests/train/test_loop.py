@@ -1,0 +1,167 @@
+"""The training loop: it learns, repeats itself, resumes, and keeps its files whole."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tbnn.train import Diverged, ModelConfig, TrainConfig, load_run, loop, train
+from tbnn.train.log import read_metrics
+from tbnn.train.work import evaluate_run
+
+
+def weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(folder / f"{which}.safetensors")
+
+
+def without_times(folder: Path) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(folder)]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig(hidden=(16,)),
+        ModelConfig(hidden=(16, 12), target="trace", differentiate_stats=False, form="linear"),
+        ModelConfig(hidden=(16,), recurrent=True, stats="step", estimator="ste"),
+        ModelConfig(hidden=(16,), emit="denoised", per_channel=False),
+        ModelConfig(hidden=(16,), weights="float", gradient="surrogate", dropout=0.1),
+    ],
+    ids=["soft", "trace", "recurrent", "denoised", "float"],
+)
+def test_learns_to_tell_the_halves(config: TrainConfig, model: ModelConfig) -> None:
+    optim = replace(config.optim, epochs=12)
+    run = load_run(train(replace(config, model=model, optim=optim), quiet=True))
+    assert evaluate_run(run, "test").accuracy > 0.9
+    history = read_metrics(run.folder)
+    assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
+
+
+def test_same_seed_same_numbers_other_seed_other_numbers(config: TrainConfig, tmp_path: Path) -> None:
+    data = replace(config.data, shift=1, drop=0.1)
+    folders = [
+        train(replace(config, data=data, seed=seed, output=str(tmp_path / name)), quiet=True)
+        for name, seed in (("a", 5), ("b", 5), ("c", 6))
+    ]
+    first, second, other = (weights(folder) for folder in folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert without_times(folders[0]) == without_times(folders[1])
+    assert not torch.equal(first["layers.0.weight"], other["layers.0.weight"])
+
+
+def test_resumed_run_equals_uninterrupted_one(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(replace(config, output=str(tmp_path / "whole")), quiet=True)
+    cut = replace(config, output=str(tmp_path / "cut"))
+    epoch = loop._Trainer._epoch
+
+    def stops_in_the_third(self: loop._Trainer, number: int, display: object) -> dict[str, float]:
+        if number == 3:
+            raise KeyboardInterrupt
+        return epoch(self, number, display)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(loop._Trainer, "_epoch", stops_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, quiet=True)
+    monkeypatch.undo()
+    resumed = train(replace(cut, resume=True), quiet=True)
+    for which in ("last", "best"):
+        expected, got = weights(whole, which), weights(resumed, which)
+        assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert without_times(whole) == without_times(resumed)
+    assert [row["epoch"] for row in read_metrics(resumed)] == [1, 2, 3, 4]
+
+
+def test_best_is_the_last_epoch_of_highest_validation_accuracy(config: TrainConfig) -> None:
+    folder = train(config, quiet=True)
+    history = read_metrics(folder)
+    highest = max(row["validation_accuracy"] for row in history)
+    expected = max(row["epoch"] for row in history if row["validation_accuracy"] == highest)
+    run = load_run(folder)
+    assert run.checkpoint["epoch"] == run.checkpoint["best_epoch"] == expected
+    assert run.checkpoint["metrics"]["validation_accuracy"] == highest
+    assert evaluate_run(run, "validation").accuracy == pytest.approx(highest)
+
+
+def test_logs_agree_with_each_other(config: TrainConfig) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = train(config, quiet=True)
+    rows = read_metrics(folder)
+    with (folder / "metrics.csv").open() as file:
+        assert [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)] == rows
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    for name in ("train_loss", "rate/layers.1"):
+        assert [(e.step, pytest.approx(e.value)) for e in board.Scalars(name)] == [(r["epoch"], r[name]) for r in rows]
+
+
+def test_saved_configuration_reads_back_equal(config: TrainConfig) -> None:
+    assert load_run(train(config, quiet=True)).config == config
+
+
+def test_existing_run_is_not_touched(config: TrainConfig) -> None:
+    folder = train(config, quiet=True)
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(config, quiet=True)
+    assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_resume_without_checkpoint_is_refused(config: TrainConfig) -> None:
+    with pytest.raises(FileNotFoundError, match=r"last\.json is missing"):
+        train(replace(config, resume=True), quiet=True)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "best.json", "run.json", "config.yaml"])
+def test_damaged_run_is_refused_by_name(config: TrainConfig, name: str) -> None:
+    folder = train(replace(config, optim=replace(config.optim, epochs=1)), quiet=True)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        load_run(folder)
+
+
+def test_optimizer_state_is_not_unpickled(config: TrainConfig) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (Path(config.output) / "sprung",)  # pyright: ignore[reportReturnType]
+
+    folder = train(replace(config, optim=replace(config.optim, epochs=1)), quiet=True)
+    torch.save(Trap(), folder / "last.optimizer.pt")
+    with pytest.raises(ValueError, match="not the optimizer state"):
+        train(replace(config, resume=True), quiet=True)
+    assert not (folder / "sprung").exists()
+
+
+def test_divergence_is_named(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "cross_entropy", lambda *a: torch.tensor(torch.nan, requires_grad=True))
+    with pytest.raises(Diverged, match="the loss is nan in epoch 1"):
+        train(config, quiet=True)
+
+
+def test_every_layer_starts_at_the_asked_rate(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: dict[str, float] = {}
+    calibrate = loop.calibrate
+
+    def watched(*args: object, **kwargs: object) -> dict[str, float]:
+        reached.update(calibrate(*args, **kwargs))  # pyright: ignore[reportArgumentType]
+        return reached
+
+    monkeypatch.setattr(loop, "calibrate", watched)
+    model = ModelConfig(hidden=(64, 64))
+    train(replace(config, model=model, optim=replace(config.optim, epochs=1)), quiet=True)
+    assert set(reached) == {"layers.1", "layers.3"}
+    assert all(0.05 < rate < 0.2 for rate in reached.values())
+
+
+def test_run_facts_hold_what_a_result_depends_on(config: TrainConfig) -> None:
+    facts = json.loads((train(config, quiet=True) / "run.json").read_text())
+    assert facts["torch"] == torch.__version__
+    assert facts["bits"] == 24
+    assert facts["classes"] == ["left", "right"]
+    assert {"commit", "python", "device", "seed", "recipe_hash"} <= set(facts)
