@@ -86,3 +86,6 @@ def with_threads() -> Callable[..., Any]:
             torch.set_num_threads(before)
 
     return call
+
+
+pytest_plugins = ["tests.halves"]

@@ -67,7 +67,7 @@ class Leaky(nn.Module):
         lam: float = 0.01,
         scale: float = 1.0,
         per_channel: bool = True,
-        floor: float = -0.5,
+        floor: float = -0.05,
     ) -> None:
         super().__init__()
         self.spike_gradient = SpikeGradient(

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -148,26 +150,26 @@ class PackedNetwork:
             input_spikes += int(spikes_in(words).sum(dtype="int64"))
             out = run_chunk(runs, words)
             for name, whole in kept.items():
-                whole[lo : lo + chunk_steps] = torch.from_numpy(out[name])
+                whole[lo : lo + chunk_steps] = out[name]
         last, spiking = self.layers[-1].spec.name, isinstance(self.layers[-1], PackedLeaky)
         return SimulationResult(
-            readout=None if spiking else kept[last],
-            output_spikes=kept[last] if spiking else None,
-            spikes={name: kept[name] for name in self.spiking_layers} if record else {},
+            readout=None if spiking else torch.from_numpy(kept[last]),
+            output_spikes=torch.from_numpy(kept[last]) if spiking else None,
+            spikes={name: torch.from_numpy(kept[name]) for name in self.spiking_layers} if record else {},
             counts=Counts(steps, batch, input_spikes, tuple(row for run in runs for row in run.counts())),
             state=tuple(None if isinstance(run, LinearRun) else run.state() for run in runs),
         )
 
-    def _outputs(self, steps: int, batch: int, with_spikes: bool) -> dict[str, Tensor]:
+    def _outputs(self, steps: int, batch: int, with_spikes: bool) -> dict[str, npt.NDArray[Any]]:
         """Room for what is returned, by layer: the last layer's output, and every layer's spikes if recorded."""
-        room: dict[str, Tensor] = {}
+        room: dict[str, npt.NDArray[Any]] = {}
         for layer in self.layers:
             last = layer is self.layers[-1]
             if isinstance(layer, PackedLeaky) and (last or with_spikes):
-                room[layer.spec.name] = torch.empty((steps, batch, words_for(layer.spec.features)), dtype=torch.int32)
+                room[layer.spec.name] = np.empty((steps, batch, words_for(layer.spec.features)), np.int32)
             elif last:
                 size = layer.spec.out_features if isinstance(layer, PackedLinear) else layer.spec.features
-                room[layer.spec.name] = torch.empty((steps, batch, size))
+                room[layer.spec.name] = np.empty((steps, batch, size), np.float32)
         return room
 
     def _check_request(self, x: Tensor, device: str | torch.device, record: Collection[str]) -> None:
@@ -195,7 +197,7 @@ class PackedNetwork:
         widest = max(layer.spec.out_features for layer in self.linear_layers)
         return max(1, CHUNK_VALUES // (batch * widest))
 
-    def _packed(self, x: Tensor) -> Any:
+    def _packed(self, x: Tensor) -> npt.NDArray[np.int32]:
         """A chunk of the input as packed words (t, B, words)."""
         words = x if x.dtype == torch.int32 else pack_bits(x.flatten(2))
         if has_stray_bits(words, self.in_features):

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tbnn.bits import wide_words, words_for
+from tbnn.bits import WORD_BITS, wide_words, words_for
 from tbnn.ops.binary_linear.cpu import binary_linear_cpu
 from tbnn.ops.kernels import as_numpy
 from tbnn.ops.lif.cpu import RESETS
@@ -54,7 +54,9 @@ class LinearRun:
         for k, (part, signs, scale, offset) in enumerate(self.blocks):
             spikes = words[:, part]
             ones = spikes_in(spikes)
-            binary_linear_cpu(wide_words(spikes), signs, ones, product, work=spikes.size * columns)
+            # A word of popcounts costs far less than one element of other kernels.
+            work = spikes.size * columns // WORD_BITS
+            binary_linear_cpu(wide_words(spikes), signs, ones, product, work=work)
             last = k == len(self.blocks) - 1
             cpu.scale_block(product, ones, scale, offset, k == 0, bias if last else NOTHING, y, work=y.size)
             self.spikes_in += int(ones.sum(dtype=np.int64))

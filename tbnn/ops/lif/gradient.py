@@ -39,7 +39,7 @@ class SpikeGradient:
     differentiate_stats: bool = True
     lam: float = 0.01
     scale: float = 1.0
-    floor: float = -0.5
+    floor: float = -0.05
 
     def __post_init__(self) -> None:
         _one_of("gradient", self.gradient, ("ddt", "surrogate"))
