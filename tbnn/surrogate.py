@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt import check_ridge, closed_form, sums_of
 
@@ -52,7 +53,8 @@ class _Spike(torch.autograd.Function):
         return (u > 0).to(u.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (u,) = ctx.saved_tensors
         return grads[0] * ctx.surrogate.derivative(u), None
 
@@ -237,7 +239,8 @@ class _RidgeSpikeFunction(torch.autograd.Function):
         return (u > 0).to(u.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (u,) = ctx.saved_tensors
         spike: RidgeSpike = ctx.spike
         f, q, g = spike.base.soft(u), (u > 0).to(u.dtype), spike.scale * grads[0]

@@ -130,7 +130,7 @@ def test_options_override_the_config_file(halves: DataConfig, tmp_path: Path) ->
         (["train", "--data.dataset", "nothing"], "digits"),
         (["train", "--data.dataset", "nmnist_small", "--data.cache", "."], "--source"),
         (["train", "--config", "absent.yaml"], "absent.yaml"),
-        (["train", "--model.target", "trace", "--model.reset_mechanism", "zero"], "reset_mechanism='subtract'"),
+        (["train", "--model.target", "trace", "--model.reset_mechanism", "zero"], "reset 'subtract' only"),
         (["evaluate", "absent"], "absent: not a training run"),
         (["pack", "."], "run.json is missing"),
         (["simulate", "absent.tbnn", "--dataset", "digits"], "absent.tbnn"),

@@ -10,8 +10,6 @@ Attributes of the file: ``format`` = "tbnn-frames", ``schema``, ``name``, ``titl
 """
 
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from tbnn.bits import has_stray_bits, words_for
 from tbnn.data.events import Sensor
 from tbnn.data.hdf5 import get_dataset, get_group, open_hdf5
 from tbnn.data.recipe import SCHEMA, SPLITS, Recipe, json_hash, recipe_hash, recipe_json
+from tbnn.files import replacing
 
 if TYPE_CHECKING:
     import h5py
@@ -80,18 +79,11 @@ def write_store(path: Path, recipe: Recipe, splits: Mapping[str, PackedSplit]) -
         _check_shapes(vars(splits[name]), recipe, f"{path}: {name}")
         _check_values(splits[name], recipe.sensor.bits, len(recipe.classes), f"{path}: {name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        # From this version of HDF5 on, names, shapes and attributes carry checksums, as fletcher32 gives to the data.
-        with h5py.File(temporary, "x", libver=("v110", "v110")) as file:
-            file.attrs.update(_attributes(recipe))
-            for name in SPLITS:
-                _write_split(file.create_group(name), splits[name])
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # From this version of HDF5 on, names, shapes and attributes carry checksums, as fletcher32 gives to the data.
+    with replacing(path) as temporary, h5py.File(temporary, "x", libver=("v110", "v110")) as file:
+        file.attrs.update(_attributes(recipe))
+        for name in SPLITS:
+            _write_split(file.create_group(name), splits[name])
 
 
 def _attributes(recipe: Recipe) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Start every layer alive: scale each layer's weights to a firing rate on a first batch of data."""
 
 import logging
+import math
 from collections.abc import Callable
 
 import torch
@@ -38,31 +39,40 @@ def calibrate(
         The firing rate reached in each spiking layer, by its name in the network.
 
     Raises:
-        ValueError: a rate outside (0, 0.5].
+        ValueError: a rate outside (0, 0.5], a ``readout_std`` or ``feedback_gain`` that is not finite and positive.
     """
+    for name, value in (("readout_std", readout_std), ("feedback_gain", feedback_gain)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: expected a finite number > 0, got {value}")
     if not 0 < rate <= 0.5:
         raise ValueError(f"rate: expected a number in (0, 0.5], got {rate}")
     was_training = network.training
     network.eval()
     reached: dict[str, float] = {}
+    between: list[nn.Module]
     weighted: nn.Module | None = None  # the layer whose weights drive the next neuron
     x = network.unpacked(x)
+    source, between = x, []  # what enters that layer, and the layers from there to the neuron
     for name, layer in network.layers.named_children():
         if isinstance(layer, (Leaky, Recurrent)):
             if isinstance(layer, Recurrent):
                 _set_feedback(layer.recurrent_layer, feedback_gain)
             if weighted is not None:
                 gain = _gain_for_rate(layer, x, rate)
-                x = x * _scale(weighted, gain)
+                _scale(weighted, gain)
+                x = _through(between, source)
             x = layer(x)[0]
             reached[f"layers.{name}"] = firing_rate(layer, x)
         elif isinstance(layer, LeakyIntegrator):
             std = layer(x)[0].mean(0).std().item()
             if weighted is not None and std > 0:
-                x = x * _scale(weighted, readout_std / std)
+                _scale(weighted, readout_std / std)
+                x = _through(between, source)
             x = layer(x)[0]
         else:
-            weighted = layer if hasattr(layer, "weight") else weighted
+            if isinstance(getattr(layer, "weight", None), Tensor):
+                weighted, source, between = layer, x, []
+            between.append(layer)
             x = layer(x)
             continue
         weighted = None
@@ -75,13 +85,19 @@ def calibrate(
     return reached
 
 
-def _scale(layer: nn.Module, gain: float) -> float:
-    """Multiply a layer's weight and bias by ``gain``; returns it."""
+def _through(layers: list[nn.Module], x: Tensor) -> Tensor:
+    """Run stateless layers in order."""
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _scale(layer: nn.Module, gain: float) -> None:
+    """Multiply a layer's weight and bias by ``gain``."""
     for name in ("weight", "bias"):
         parameter = getattr(layer, name, None)
         if isinstance(parameter, Tensor):
             parameter.mul_(gain)
-    return gain
 
 
 def _set_feedback(layer: nn.Module, gain: float) -> None:

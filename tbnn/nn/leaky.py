@@ -5,11 +5,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tbnn.ops.lif import LifState, SpikeGradient, check_current, check_state, lif
+from tbnn.ops.lif import LifState, SpikeGradient, check_current, check_state, check_trace, lif
 from tbnn.ops.lif.integrate import leaky_integrate
 from tbnn.surrogate import Surrogate, atan
 
 MOMENTUM = 0.1  # of the running statistics, as in torch's batch norm
+HIGHEST_TRACE_BETA = 0.9999  # where a learned β of a neuron with target="trace" stops
 
 
 class Leaky(nn.Module):
@@ -33,14 +34,14 @@ class Leaky(nn.Module):
             and features; causal).
         differentiate_stats: False keeps the ridge's slope and drops the gradient of slope and means.
         reset_mechanism: "subtract", "zero" or "none".
-        learn_beta, learn_threshold: train them; β is clamped to [0, 1].
+        learn_beta, learn_threshold: train them; β is clamped to [0, 1], with target="trace" to [0, 0.9999].
         lam: λ > 0 of the ridge regression.
         scale: multiplies the gradient of emitted bits.
         per_channel: with stats="sequence", one block a channel (the first feature axis), or one for the layer.
         floor: lower clip of the trace target.
 
     Raises:
-        ValueError: values outside these ranges; target="trace" with another reset or with β = 1; a state of another
+        ValueError: values outside these ranges; target="trace" with another reset, β = 1 or θ <= 0; a state of another
             shape, dtype or device.
 
     Source: snntorch (Eshraghian et al. 2023); arXiv 2409.09245.
@@ -91,18 +92,10 @@ class Leaky(nn.Module):
             raise ValueError(f"threshold: expected finite values, got {threshold}")
         add_parameter(self, "threshold", theta, learn_threshold)
         if self.spike_gradient.uses_trace:
-            self._check_trace()
+            check_trace(self.beta, self.threshold, reset_mechanism)
         # mean f, q and f·q of each block with emit="denoised"; sized by the first batch
         self.register_buffer("running_moments", torch.zeros(3, 0))
         self.register_load_state_dict_pre_hook(lambda module, *args: module._resize_moments(*args))
-
-    def _check_trace(self) -> None:
-        if self.reset_mechanism != "subtract":
-            raise ValueError(f"target='trace' needs reset_mechanism='subtract', got {self.reset_mechanism!r}")
-        if bool((self.beta >= 1).any()):
-            raise ValueError(
-                f"target='trace' needs beta < 1 (its rate is (1 − beta)·L), got {float(self.beta.detach().max()):g}"
-            )
 
     def forward(self, current: Tensor, state: LifState | None = None) -> tuple[Tensor, LifState]:
         return self._run(current, state, self.spike_gradient)
@@ -120,27 +113,23 @@ class Leaky(nn.Module):
 
     def _run(self, current: Tensor, state: LifState | None, gradient: SpikeGradient) -> tuple[Tensor, LifState]:
         affine = self.emitted_affine() if gradient.emit == "denoised" and not self.training else None
-        beta = self.beta.clamp(0, 1) if isinstance(self.beta, nn.Parameter) else self.beta
+        highest = HIGHEST_TRACE_BETA if gradient.uses_trace else 1.0
+        beta = self.beta.clamp(0, highest) if isinstance(self.beta, nn.Parameter) else self.beta
         out, state, moments = lif(
             current, beta, self.threshold, state, reset=self.reset_mechanism, gradient=gradient, affine=affine
         )
-        if moments is not None and self.training:
-            self._update(
-                moments if moments.shape[1] == self._blocks(current, gradient) else moments.mean(1, keepdim=True)
-            )
+        if moments is not None:
+            self._update(moments.mean(1, keepdim=True) if gradient.stats == "step" else moments)
         return out, state
-
-    @staticmethod
-    def _blocks(current: Tensor, gradient: SpikeGradient) -> int:
-        """How many blocks of running statistics there are: one a channel, or one."""
-        return current.shape[2] if gradient.stats == "sequence" and gradient.per_channel and current.ndim > 2 else 1
 
     @torch.no_grad()
     def _update(self, moments: Tensor) -> None:
-        if self.running_moments.shape != moments.shape:
-            self.running_moments = moments.to(self.running_moments).clone()
+        """Follow a batch's moments (3, blocks); a single step's (3, 1) count for every block."""
+        moments = moments.to(self.running_moments)
+        if self.running_moments.shape[1] < moments.shape[1]:
+            self.running_moments = moments.clone()
         else:
-            self.running_moments.lerp_(moments.to(self.running_moments), MOMENTUM)
+            self.running_moments.lerp_(moments.expand_as(self.running_moments), MOMENTUM)
 
     def emitted_affine(self) -> tuple[Tensor, Tensor]:
         """With emit="denoised": the constants (a, b) of what leaves in evaluation; (1, 0) before any training."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from tbnn.ops.quantize import Codes as Codes
 from tbnn.ops.quantize import check_quantize, quantize, quantize_codes
@@ -124,7 +125,8 @@ class _CodedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         dx = grads[0] @ weight if ctx.needs_input_grad[0] else None
         dweight = grads[0].T @ x if ctx.needs_input_grad[1] else None

@@ -1,9 +1,9 @@
 """The page: one HTML file that holds everything it shows."""
 
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from tbnn.files import replacing
 from tbnn.nn.health import DEAD_BELOW, SATURATED_ABOVE
 from tbnn.report import tables, text
 from tbnn.report.data import ReportData
@@ -48,12 +48,8 @@ def write_page(data: ReportData, path: str | Path) -> None:
     path = Path(path)
     page = render(data).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(page)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def subtitle(data: ReportData) -> list[str]:

@@ -7,8 +7,6 @@ a spec as in :mod:`tbnn.sim.layers` with its ``kind``; ``sha256`` is over that t
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from tbnn.files import replacing
 from tbnn.sim.layers import (
     IntegratorSpec,
     LeakySpec,
@@ -75,16 +74,8 @@ def write(header: str, tensors: dict[str, Tensor], path: Path) -> None:
     """Write header and tensors with their digest, whole or not at all."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     data = safetensors_bytes(tensors, {"tbnn": header, "sha256": digest(header, tensors)})
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def digest(header: str, tensors: dict[str, Tensor]) -> str:

@@ -69,7 +69,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, config)
-        write_json(folder / "run.json", run_facts(config, frames.info, str(accelerator.device), packed))
+        write_json(folder / "run.json", run_facts(folder, config, frames.info, str(accelerator.device), packed))
     model, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
     trainer = _Trainer(config, folder, accelerator, model, optimizer, schedule, loader, order, validation, progress)
     trainer.run(quiet=quiet or not accelerator.is_main_process)

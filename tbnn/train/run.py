@@ -10,6 +10,7 @@ model.tbnn              what ``tbnn pack`` made; simulation.json what ``tbnn sim
 report.html             what ``tbnn report`` made
 """
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -97,6 +98,10 @@ def write_config(folder: Path, config: TrainConfig) -> None:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def save_weights(path: Path, network: nn.Module, facts: dict[str, Any]) -> None:
     """Write ``path`` (safetensors) and the JSON beside it."""
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
@@ -116,9 +121,10 @@ def load_weights(path: Path, network: nn.Module) -> dict[str, Any]:
     return read_json(path.with_suffix(".json"))
 
 
-def run_facts(config: TrainConfig, info: StoreInfo, device: str, packed: Path) -> dict[str, Any]:
-    """What run.json holds."""
+def run_facts(folder: Path, config: TrainConfig, info: StoreInfo, device: str, packed: Path) -> dict[str, Any]:
+    """What run.json holds; config.yaml lies in the folder already."""
     return {
+        "config_sha256": _sha256(folder / "config.yaml"),
         "dataset": info.name,
         "recipe_hash": info.recipe_hash,
         "packed_file": str(packed),
@@ -144,6 +150,10 @@ def load_run(folder: str | Path, which: str = "best") -> Run:
         if not (folder / needed).is_file():
             raise FileNotFoundError(f"{folder}: not a training run, {needed} is missing")
     facts = read_json(folder / "run.json")
+    if _sha256(folder / "config.yaml") != facts.get("config_sha256"):
+        raise ValueError(
+            f"{folder / 'config.yaml'}: not the configuration this run was trained with (its SHA-256 differs)"
+        )
     config = config_from_file(folder / "config.yaml")
     if not isinstance(facts.get("bits"), int) or not isinstance(facts.get("classes"), list):
         raise ValueError(f"{folder / 'run.json'}: expected the entries 'bits' and 'classes', got {sorted(facts)}")

@@ -158,3 +158,16 @@ def test_a_rate_out_of_reach_is_said(caplog: pytest.LogCaptureFixture) -> None:
 def test_refused_rates(rate: float) -> None:
     with pytest.raises(ValueError, match=rf"rate: expected a number in \(0, 0.5\], got {rate}"):
         calibrate(network("affine", 0.8, 1, False), frames(0.1), rate=rate)
+
+
+def test_a_norm_without_weights_is_not_what_is_scaled() -> None:
+    net = Network([BinaryLinear(50, 60), nn.LayerNorm(60, elementwise_affine=False), Leaky(0.9)])
+    x = frames(0.1)
+    reached = calibrate(net, x)
+    assert reached["layers.2"] == pytest.approx(rates_of(net, x)["layers.2"], abs=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [{"feedback_gain": 0.0}, {"feedback_gain": -1.0}, {"readout_std": float("nan")}])
+def test_gains_must_be_positive(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(arguments))}: expected a finite number > 0"):
+        calibrate(network("affine", 0.9, 1, False), frames(0.1), **arguments)

@@ -116,3 +116,14 @@ def test_bits_keep_no_statistics() -> None:
     neuron = Leaky(0.8)
     neuron(currents(20, 4, 3, 5))
     assert neuron.running_moments.numel() == 0
+
+
+def test_a_step_in_training_keeps_one_block_a_channel() -> None:
+    torch.manual_seed(0)
+    neuron = Leaky(0.9, emit="denoised")
+    neuron(torch.rand(6, 4, 3))
+    before = neuron.running_moments.clone()
+    neuron.step(torch.rand(4, 3))
+    assert neuron.running_moments.shape == (3, 3)
+    moved = (neuron.running_moments - 0.9 * before) / 0.1
+    assert torch.allclose(moved, moved[:, :1].expand(3, 3), atol=1e-5)

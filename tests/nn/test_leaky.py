@@ -207,7 +207,10 @@ def test_integrator_steps_halves_and_hand_values() -> None:
         ({"beta": float("nan")}, "beta: .* got nan"),
         ({"threshold": float("inf")}, "threshold: expected finite values, got inf"),
         ({"reset_mechanism": "hard"}, "reset_mechanism: .* got 'hard'"),
-        ({"target": "trace", "reset_mechanism": "zero"}, "target='trace' needs reset_mechanism='subtract', got 'zero'"),
+        (
+            {"target": "trace", "reset_mechanism": "zero"},
+            "target='trace' holds for reset 'subtract' only .*, got 'zero'",
+        ),
         ({"target": "trace", "beta": 1.0}, r"target='trace' needs beta < 1 .* got 1"),
         ({"target": "trace", "beta": 1.0, "learn_beta": True}, r"target='trace' needs beta < 1 .* got 1"),
         ({"emit": "denoised", "target": "trace"}, "emit='denoised' needs"),
@@ -227,3 +230,13 @@ def test_refused_inputs() -> None:
             module(x, LifState(torch.zeros(3, 2)))
     with pytest.raises(ValueError, match="beta: expected values"):
         LeakyIntegrator(1.5)
+
+
+def test_a_learned_beta_of_the_trace_target_stays_below_one() -> None:
+    neuron = Leaky(0.9, target="trace", learn_beta=True)
+    with torch.no_grad():
+        neuron.beta.fill_(1.7)
+    out, _ = neuron(torch.rand(5, 2, 3))
+    out.sum().backward()
+    assert neuron.beta.grad is not None
+    assert neuron.beta.grad.isfinite().all()

@@ -164,7 +164,7 @@ def test_differences_with_spikes_and_rounding_frozen(
 
     leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
     state = LifState(leaves["v0"], trace0 if target == "trace" else None)
-    estimator = SpikeGradient(target=target, stats=stats, surrogate=shape)
+    estimator = SpikeGradient(floor=-0.5, target=target, stats=stats, surrogate=shape)
     run = lif(
         leaves["current"], leaves["beta"], leaves["threshold"], state, reset=reset, gradient=estimator, backend=backend
     )
@@ -223,9 +223,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"threshold": torch.ones(2, 3)}, r"threshold: expected a shape that broadcasts to \(3,\), got \(2, 3\)"),
     ({"state": LifState(torch.zeros(3, 3))}, r"state.v: expected \(2, 3\) torch.float32 on cpu, got \(3, 3\)"),
     ({"state": LifState(torch.zeros(2, 3).double())}, r"state.v: expected .* got \(2, 3\) torch.float64"),
-    ({"trace": True, "reset": "zero"}, "target='trace' holds for reset='subtract' only .* got reset='zero'"),
-    ({"trace": True, "reset": "none"}, "got reset='none'"),
+    ({"trace": True, "reset": "zero"}, "target='trace' holds for reset 'subtract' only .* got 'zero'"),
+    ({"trace": True, "reset": "none"}, "got 'none'"),
     ({"trace": True, "beta": 1.0}, r"target='trace' needs beta < 1 .* got 1"),
+    ({"trace": True, "threshold": 0.0}, "target='trace' needs threshold > 0, got 0"),
     ({"trace": True, "beta": torch.tensor([0.5, 0.5, 1.5], requires_grad=True)}, "got 1.5"),
     (
         {"trace": True, "state": LifState(torch.zeros(2, 3))},

@@ -50,7 +50,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, complaint: str) -> No
     ("settings", "complaint"),
     [
         ({"beta": 1.5}, r"beta: expected values in \[0, 1\]"),
-        ({"target": "trace", "reset_mechanism": "zero"}, "target='trace' needs reset_mechanism='subtract'"),
+        ({"target": "trace", "reset_mechanism": "zero"}, "target='trace' holds for reset 'subtract' only"),
         ({"emit": "denoised", "gradient": "surrogate"}, "emit='denoised' needs gradient='ddt'"),
         ({"lam": 0.0}, "lam"),
         ({"surrogate_width": -1.0}, "alpha: expected a finite number > 0"),

@@ -38,7 +38,7 @@ def binary_linear(spikes: Tensor, signs: Tensor, n: int, *, backend: str | None 
         product = torch.empty((rows.shape[0], signs.shape[0]), dtype=torch.int32)
         ones = as_numpy(popcount(rows)).sum(-1, dtype=np.int32)
         words = wide_words(as_numpy(rows)), wide_words(as_numpy(signs))
-        binary_linear_cpu(*words, ones, as_numpy(product), work=rows.numel() * signs.shape[0])
+        binary_linear_cpu(*words, ones, as_numpy(product), work=rows.numel() * signs.shape[0] // 16)
     else:
         product = binary_linear_reference(rows, signs, n)
     return product.reshape(*spikes.shape[:-1], signs.shape[0])

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt import closed_form, cpu
 from tbnn.ops.ddt.closed_form import Sums
@@ -155,7 +156,8 @@ class _Ridge(torch.autograd.Function):
         return torch.from_numpy(cpu.combine(qn, qn, qn, np.stack([ridge.s, zero, zero, ridge.offset]), block))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, q = ctx.saved_tensors
         block = ctx.block
         g_sums = sums_of(grads[0].contiguous(), q, block)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt import closed_form
 from tbnn.ops.ddt.closed_form import Sums
@@ -62,7 +63,8 @@ def lif(
         backend: for tests; the tensor's device decides otherwise.
 
     Raises:
-        ValueError: wrong shapes, dtypes or devices; target="trace" with another reset than "subtract" or with β >= 1.
+        ValueError: wrong shapes, dtypes or devices; target="trace" with another reset than
+            "subtract", with β >= 1 or with θ <= 0.
 
     Source: snntorch (Eshraghian et al. 2023) for the neuron; arXiv 2409.09245 for the DDT.
     """
@@ -73,10 +75,8 @@ def lif(
         raise ValueError(f"reset: expected one of 'subtract', 'zero', 'none', got {reset!r}")
     beta_f = _per_feature("beta", beta, current)
     threshold_f = _per_feature("threshold", threshold, current)
-    if gradient.uses_trace and reset != "subtract":
-        raise ValueError(f"target='trace' holds for reset='subtract' only (v = L − θ·Q needs it), got reset={reset!r}")
-    if gradient.uses_trace and bool((beta_f >= 1).any()):
-        raise ValueError(f"target='trace' needs beta < 1 (its rate is (1 − beta)·L), got {float(beta_f.detach().max()):g}")
+    if gradient.uses_trace:
+        check_trace(beta_f, threshold_f, reset)
     state = check_state(state, current, gradient.uses_trace)
     steps, batch = current.shape[:2]
     flat = (steps, batch, math.prod(features))
@@ -88,6 +88,18 @@ def lif(
     per_sample = (batch, *features)
     trace = None if result.trace is None else result.trace.reshape(per_sample)
     return LifOutput(result.out.reshape(current.shape), LifState(result.v.reshape(per_sample), trace), result.moments)
+
+
+def check_trace(beta: Tensor, threshold: Tensor, reset: str) -> None:
+    """Raise ``ValueError`` unless the trace target holds: v = L − θ·Q and a rate (1 − β)·L/θ."""
+    if reset != "subtract":
+        raise ValueError(f"target='trace' holds for reset 'subtract' only (v = L − θ·Q needs it), got {reset!r}")
+    if bool((beta >= 1).any()):
+        raise ValueError(
+            f"target='trace' needs beta < 1 (its rate is (1 − beta)·L/θ), got {float(beta.detach().max()):g}"
+        )
+    if bool((threshold <= 0).any()):
+        raise ValueError(f"target='trace' needs threshold > 0, got {float(threshold.detach().min()):g}")
 
 
 def check_current(current: Tensor) -> None:
@@ -179,6 +191,7 @@ class _Lif(torch.autograd.Function):
         if gradient.emit == "denoised":
             moments = _emit_denoised(ctx, spikes, v, trace, beta, threshold, settings)
         ctx.settings = settings
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(v, trace, beta, threshold, v0, trace0)
         ctx.mark_non_differentiable(*(t for t in (moments,) if t is not None))
         if gradient.uses_trace:
@@ -187,7 +200,8 @@ class _Lif(torch.autograd.Function):
         return spikes, v[-1].clone(), None, moments
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         v, trace, beta, threshold, v0, trace0 = ctx.saved_tensors
         settings: _Settings = ctx.settings
         gradient = settings.gradient

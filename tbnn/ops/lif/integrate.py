@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tbnn.ops.kernels import as_numpy, backend_for
 from tbnn.ops.lif import cpu
@@ -38,7 +39,8 @@ class _Integrate(torch.autograd.Function):
         return v
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         v, beta, v0 = ctx.saved_tensors
         carry, dbeta, unused = torch.zeros_like(v0), torch.zeros_like(v0), torch.zeros_like(v0)
         dcurrent, no_trace, threshold = torch.empty_like(v), v.new_empty((0, *v0.shape)), torch.zeros_like(beta)

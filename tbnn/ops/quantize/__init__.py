@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt import BlockLayout, check_ridge, closed_form, cpu, sums_of
 from tbnn.ops.kernels import as_numpy, backend_for
@@ -108,7 +109,8 @@ class _Quantize(torch.autograd.Function):
         return torch.from_numpy(cpu.combine(qn, qn, qn, np.stack([ridge.s, zero, zero, ridge.offset]), block))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sums, lam, form, estimator, block = ctx.settings
         if estimator == "ste":
             return grads[0], None, None, None, None
