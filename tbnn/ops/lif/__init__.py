@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt import closed_form
 from tbnn.ops.ddt.closed_form import Sums
-from tbnn.ops.kernels import as_numpy, backend_for
+from tbnn.ops.kernels import as_numpy, backend_for, fresh, unexpanded
 from tbnn.ops.lif import cpu
 from tbnn.ops.lif.gradient import SpikeGradient
 from tbnn.ops.lif.reference import LifResult, lif_reference
@@ -182,10 +182,16 @@ class _Lif(torch.autograd.Function):
         gradient = settings.gradient
         current, beta, threshold, v0 = (t.contiguous() for t in (current, beta, threshold, v0))
         trace0 = v0 if trace0 is None else trace0.contiguous()
-        v, spikes = torch.empty_like(current), torch.empty_like(current)
-        trace = torch.empty_like(current) if gradient.uses_trace else current.new_empty((0, *v0.shape))
+        v, spikes = fresh(current.shape, current.dtype), fresh(current.shape, current.dtype)
+        trace = fresh(current.shape if gradient.uses_trace else (0, *v0.shape), current.dtype)
         arrays = (as_numpy(t) for t in (current, beta, threshold, v0, trace0))
-        cpu.scan(*arrays, cpu.RESETS[settings.reset], *map(as_numpy, (v, trace, spikes)), work=current.numel())
+        cpu.scan(
+            *arrays,
+            cpu.RESETS[settings.reset],
+            cpu.rows_per_task(*v0.shape),
+            *map(as_numpy, (v, trace, spikes)),
+            work=current.numel(),
+        )
         moments = None
         ctx.sums = None
         if gradient.emit == "denoised":
@@ -205,17 +211,27 @@ class _Lif(torch.autograd.Function):
         v, trace, beta, threshold, v0, trace0 = ctx.saved_tensors
         settings: _Settings = ctx.settings
         gradient = settings.gradient
-        dout = torch.zeros_like(v) if grads[0] is None else grads[0].contiguous()
+        dout = v.new_zeros((1, 1, v.shape[2])) if grads[0] is None else unexpanded(grads[0])
         kind, shape = _kind(gradient), _shape(gradient)
         factors = _factors(ctx, dout, v, trace, beta, threshold, settings)
         dstate = grads[2] if gradient.uses_trace else grads[1]
         carry = torch.zeros_like(v0) if dstate is None else dstate.clone(memory_format=torch.contiguous_format)
         learn = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         dbeta, dthreshold = torch.zeros_like(v0), torch.zeros_like(v0)
-        dcurrent = torch.empty_like(v)
+        dcurrent = fresh(v.shape, v.dtype)
         inputs = (as_numpy(t) for t in (dout, v, trace, v0, trace0, beta, threshold))
         outputs = (as_numpy(t) for t in (carry, dbeta, dthreshold, dcurrent))
-        cpu.scan_backward(kind, *inputs, cpu.RESETS[settings.reset], *shape, factors, learn, *outputs, work=v.numel())
+        cpu.scan_backward(
+            kind,
+            *inputs,
+            cpu.RESETS[settings.reset],
+            *shape,
+            factors,
+            learn,
+            cpu.rows_per_task(*v0.shape),
+            *outputs,
+            work=v.numel(),
+        )
         dv0, dtrace0 = (None, carry) if gradient.uses_trace else (carry, None)
         return dcurrent, dbeta.sum(0), dthreshold.sum(0), dv0, dtrace0, None
 

@@ -1,6 +1,6 @@
 """The leaky integrate-and-fire neuron on the CPU: one scan forward, one pass for block sums, one scan backward.
 
-Arrays are (T, B, F), parameters (F,). Parallel over samples and tiles of neurons; a tile's membranes stay in L1.
+Arrays are (T, B, F), parameters (F,). Parallel over samples and tiles of neurons; a task's membranes stay in L2.
 The backward pass of every estimator is ``du = w·(k0 + kG·G + kx·x + kq·q)``, with x and q the pair that the DDT
 reconciles, w = dx/du, and four factors a block (``closed_form.RidgeGradient``); a bare surrogate is kG = 1.
 """
@@ -8,11 +8,13 @@ reconciles, w = dx/du, and four factors a block (``closed_form.RidgeGradient``);
 import math
 
 import numpy as np
+import torch
 from numba import prange
 
 from tbnn.ops.kernels import device_function, kernel
 
-TILE = 512
+TILE = 1024  # neurons of a row worked on at once
+LANES = 1 << 15  # membranes of a task
 SUBTRACT, ZERO, NONE = 0, 1, 2
 RESETS = {"subtract": SUBTRACT, "zero": ZERO, "none": NONE}
 SURROGATE, SOFT, TRACE, INTEGRATE = 0, 1, 2, 3
@@ -36,25 +38,30 @@ def membrane_row(before, current, beta, threshold, reset, v):  # pyright: ignore
 
 
 @kernel
-def scan(current, beta, threshold, v0, trace0, reset, v, trace, spikes):  # pyright: ignore
-    """Fill v, spikes (T, B, F), and trace (T, B, F) unless it has no steps."""
+def scan(current, beta, threshold, v0, trace0, reset, rows, v, trace, spikes):  # pyright: ignore
+    """Fill v, and trace and spikes unless they have no steps, all (T, B, F); a task takes ``rows`` samples."""
     steps, batch, features = current.shape
     tiles = (features + TILE - 1) // TILE
-    with_trace = trace.shape[0] > 0
+    with_trace, with_spikes = trace.shape[0] > 0, spikes.shape[0] > 0
     one, zero = current.dtype.type(1), current.dtype.type(0)
-    for task in prange(batch * tiles):
-        b = task // tiles
+    for task in prange((batch + rows - 1) // rows * tiles):
+        first = task // tiles * rows
         lo = task % tiles * TILE
         hi = min(lo + TILE, features)
+        beta_n, threshold_n = beta[lo:hi], threshold[lo:hi]
         for t in range(steps):
-            before = v0[b, lo:hi] if t == 0 else v[t - 1, b, lo:hi]
-            membrane_row(before, current[t, b, lo:hi], beta[lo:hi], threshold[lo:hi], reset, v[t, b, lo:hi])
-            for f in range(lo, hi):
-                spikes[t, b, f] = one if v[t, b, f] > threshold[f] else zero
-            if with_trace:
-                faded = trace0[b, lo:hi] if t == 0 else trace[t - 1, b, lo:hi]
-                for f in range(lo, hi):
-                    trace[t, b, f] = beta[f] * faded[f - lo] + current[t, b, f]
+            for b in range(first, min(first + rows, batch)):
+                before = v0[b, lo:hi] if t == 0 else v[t - 1, b, lo:hi]
+                current_t, v_t = current[t, b, lo:hi], v[t, b, lo:hi]
+                membrane_row(before, current_t, beta_n, threshold_n, reset, v_t)
+                if with_spikes:
+                    spikes_t = spikes[t, b, lo:hi]
+                    for f in range(hi - lo):
+                        spikes_t[f] = one if v_t[f] > threshold_n[f] else zero
+                if with_trace:
+                    faded, trace_t = trace0[b, lo:hi] if t == 0 else trace[t - 1, b, lo:hi], trace[t, b, lo:hi]
+                    for f in range(hi - lo):
+                        trace_t[f] = beta_n[f] * faded[f] + current_t[f]
 
 
 @device_function
@@ -159,7 +166,7 @@ def target_sums(kind, v, trace, grad, beta, threshold, shape, p, area, floor, by
                     out[3, group, lo + f] += xf * qf
                 if with_grad:
                     for f in range(hi - lo):
-                        g = np.float64(grad[t, b, lo + f])
+                        g = np.float64(grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0, lo + f])
                         out[5, group, lo + f] += g
                         out[6, group, lo + f] += g * np.float64(q[f])
         out[4, group, lo:hi] = float(batch * (last - first))
@@ -176,81 +183,95 @@ def emit_affine(spikes, a, b):  # pyright: ignore
             spikes[t, row % batch, f] = a[k, f] * spikes[t, row % batch, f] + b[k, f]
 
 
+@device_function
+def drive_row(kind, grad, v, level, beta, threshold, shape, p, area, floor, k0, kg, kx, kq, x, q, w, du):  # pyright: ignore
+    """du: the gradient that this step's output sends into the state (v, or the trace ``level`` with TRACE)."""
+    if kind == SURROGATE:
+        slope_row(v, threshold, shape, p, w)
+        for f in range(du.size):
+            du[f] = kg[f] * grad[f] * w[f]
+    elif kind == INTEGRATE:
+        for f in range(du.size):
+            du[f] = grad[f]
+    else:
+        target_rows(kind, v, level, beta, threshold, shape, p, area, floor, x, q, w)
+        for f in range(du.size):
+            du[f] = w[f] * (k0[f] + kg[f] * grad[f] + kx[f] * x[f] + kq[f] * q[f])
+
+
+@device_function
+def carry_row(before, du, beta, threshold, reset, carry, d):  # pyright: ignore
+    """d = du + carry, this step's gradient of the state and of the current; carry goes on to the step before."""
+    one, zero = du.dtype.type(1), du.dtype.type(0)
+    if reset == ZERO:
+        for f in range(du.size):
+            d[f] = du[f] + carry[f]
+            carry[f] = beta[f] * d[f] * (zero if before[f] > threshold[f] else one)
+    else:
+        for f in range(du.size):
+            d[f] = du[f] + carry[f]
+            carry[f] = beta[f] * d[f]
+
+
+@device_function
+def parameter_row(kind, reset, before, faded, level, du, d, beta, threshold, dbeta, dthreshold):  # pyright: ignore
+    """Add this step's share to the gradients of β and θ; ``faded`` is the trace one step before, with TRACE."""
+    one, zero = du.dtype.type(1), du.dtype.type(0)
+    for f in range(du.size):
+        fired = one if before[f] > threshold[f] else zero
+        if kind == TRACE:
+            dbeta[f] += d[f] * faded[f] - du[f] * level[f] / (one - beta[f])
+            dthreshold[f] -= du[f] * level[f] / threshold[f]
+        elif reset == ZERO:
+            dbeta[f] += d[f] * before[f] * (one - fired)
+            dthreshold[f] -= du[f]
+        else:
+            dbeta[f] += d[f] * before[f]
+            dthreshold[f] -= du[f] + (d[f] * fired if reset == SUBTRACT else zero)
+
+
 @kernel
 def scan_backward(
-    kind,
-    grad,
-    v,
-    trace,
-    v0,
-    trace0,
-    beta,
-    threshold,
-    reset,
-    shape,
-    p,
-    area,
-    floor,
-    factors,
-    learn,
-    carry,
-    dbeta,
-    dthreshold,
-    dcurrent,
-):  # pyright: ignore
+    kind, grad, v, trace, v0, trace0, beta, threshold, reset, shape, p, area, floor, factors, learn, rows, carry, dbeta, dthreshold, dcurrent
+):  # pyright: ignore  # fmt: skip
     """Walk time backwards: dcurrent (T, B, F); carry (B, F) enters as the final state's gradient, leaves as the first's.
 
-    factors (4, 1 or T, F) are k0, kG, kx, kq of the module's docstring; the state is v, or with TRACE the trace.
-    INTEGRATE takes grad as the gradient of v itself.
-    With ``learn`` dbeta and dthreshold (B, F) are filled as well.
+    grad is (1 or T, 1 or B, F); factors (4, 1 or T, F) are k0, kG, kx, kq of the module's docstring; the state is v, or
+    with TRACE the trace. INTEGRATE takes grad as the gradient of v itself. With ``learn`` dbeta and dthreshold (B, F)
+    are filled as well. A task takes ``rows`` samples.
     """
     steps, batch, features = v.shape
     tiles = (features + TILE - 1) // TILE
-    one, zero = v.dtype.type(1), v.dtype.type(0)
-    for task in prange(batch * tiles):
-        b = task // tiles
+    for task in prange((batch + rows - 1) // rows * tiles):
+        first = task // tiles * rows
         lo = task % tiles * TILE
-        n = min(lo + TILE, features) - lo
+        hi = min(lo + TILE, features)
+        n = hi - lo
         x, q, w, du = np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype)
-        beta_n, theta_n, carry_n = beta[lo : lo + n], threshold[lo : lo + n], carry[b, lo : lo + n]
+        beta_n, theta_n = beta[lo:hi], threshold[lo:hi]
         for t in range(steps - 1, -1, -1):
-            v_t, g_t = v[t, b, lo : lo + n], grad[t, b, lo : lo + n]
-            before = v0[b, lo : lo + n] if t == 0 else v[t - 1, b, lo : lo + n]
-            level = v_t
-            if kind == TRACE:
-                level = trace[t, b, lo : lo + n]
-            k = factors[:, t if factors.shape[1] > 1 else 0, lo : lo + n]
-            if kind == SURROGATE:
-                slope_row(v_t, theta_n, shape, p, w)
-                for f in range(n):
-                    du[f] = k[1, f] * g_t[f] * w[f]
-            elif kind == INTEGRATE:
-                du[:] = g_t
-            else:
-                target_rows(kind, v_t, level, beta_n, theta_n, shape, p, area, floor, x, q, w)
-                for f in range(n):
-                    du[f] = w[f] * (k[0, f] + k[1, f] * g_t[f] + k[2, f] * x[f] + k[3, f] * q[f])
-            d_t = dcurrent[t, b, lo : lo + n]
-            if reset == ZERO:
-                for f in range(n):
-                    d_t[f] = du[f] + carry_n[f]
-                    carry_n[f] = beta_n[f] * d_t[f] * (zero if before[f] > theta_n[f] else one)
-            else:
-                for f in range(n):
-                    d_t[f] = du[f] + carry_n[f]
-                    carry_n[f] = beta_n[f] * d_t[f]
-            if learn:
-                faded = before
-                if kind == TRACE:
-                    faded = trace0[b, lo : lo + n] if t == 0 else trace[t - 1, b, lo : lo + n]
-                for f in range(n):
-                    fired = one if before[f] > theta_n[f] else zero
+            s = t if factors.shape[1] > 1 else 0
+            k0, kg, kx, kq = factors[0, s, lo:hi], factors[1, s, lo:hi], factors[2, s, lo:hi], factors[3, s, lo:hi]
+            for b in range(first, min(first + rows, batch)):
+                g = grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0, lo:hi]
+                before = v0[b, lo:hi] if t == 0 else v[t - 1, b, lo:hi]
+                level = trace[t, b, lo:hi] if kind == TRACE else v[t, b, lo:hi]
+                d = dcurrent[t, b, lo:hi]
+                drive_row(
+                    kind, g, v[t, b, lo:hi], level, beta_n, theta_n, shape, p, area, floor, k0, kg, kx, kq, x, q, w, du
+                )
+                carry_row(before, du, beta_n, theta_n, reset, carry[b, lo:hi], d)
+                if learn:
+                    faded = before
                     if kind == TRACE:
-                        dbeta[b, lo + f] += d_t[f] * faded[f] - du[f] * level[f] / (one - beta_n[f])
-                        dthreshold[b, lo + f] -= du[f] * level[f] / theta_n[f]
-                    elif reset == ZERO:
-                        dbeta[b, lo + f] += d_t[f] * before[f] * (one - fired)
-                        dthreshold[b, lo + f] -= du[f]
-                    else:
-                        dbeta[b, lo + f] += d_t[f] * before[f]
-                        dthreshold[b, lo + f] -= du[f] + (d_t[f] * fired if reset == SUBTRACT else zero)
+                        faded = trace0[b, lo:hi] if t == 0 else trace[t - 1, b, lo:hi]
+                    parameter_row(
+                        kind, reset, before, faded, level, du, d, beta_n, theta_n, dbeta[b, lo:hi], dthreshold[b, lo:hi]
+                    )
+
+
+def rows_per_task(batch: int, features: int) -> int:
+    """How many samples one task takes: all cores busy, the membranes of a step in L2, memory read in long runs."""
+    tiles = -(-features // TILE)
+    fair = -(-batch * tiles // torch.get_num_threads()) // tiles
+    return max(1, min(batch, fair, LANES // min(features, TILE)))

@@ -1,0 +1,72 @@
+"""Timing shared by the benchmarks: both sides in one process, warm, alternating; median and spread."""
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tbnn
+from tbnn.files import replacing
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(sides: dict[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Time each side ``repeats`` times in turn, A B A B …, after ``warmup`` rounds; seconds."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for round_number in range(warmup + repeats):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - start
+            if round_number >= warmup:
+                times[name].append(elapsed)
+    return times
+
+
+def row(times: dict[str, list[float]], ours: str, theirs: str) -> dict[str, Any]:
+    """The ratio theirs/ours, pair by pair, as median, minimum and maximum, and each side's median in ms."""
+    ratios = [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
+    return {
+        "ours": ours,
+        "theirs": theirs,
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "ours_ms": 1e3 * statistics.median(times[ours]),
+        "theirs_ms": 1e3 * statistics.median(times[theirs]),
+        "repeats": len(ratios),
+    }
+
+
+def save(name: str, rows: list[dict[str, Any]]) -> Path:
+    """Print the rows and write them with date, machine and versions to results/NAME.json."""
+    for r in rows:
+        shape = r.get("shape", "")
+        spread = f"({r['ratio_min']:.1f}-{r['ratio_max']:.1f})"
+        print(f"{shape:44} {r['ratio']:7.1f} times {spread:13} as fast as {r['theirs']}, {r['repeats']} pairs")
+    facts = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": _cpu_name(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU: not measured",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "tbnn": tbnn.__version__,
+    }
+    path = RESULTS / f"{name}.json"
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    return path
+
+
+def _cpu_name() -> str:
+    from llvmlite import binding
+
+    return f"{binding.get_host_cpu_name()}, {sys.platform}"
