@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 
 import snntorch
 import torch
-
 from timing import alternate, row, save
+
 from tbnn import pack_bits
 from tbnn.nn import Leaky
 from tbnn.ops.binary_linear import binary_linear
