@@ -6,21 +6,16 @@ Each run is a `tbnn train --config experiments/01_first_light/SET.yaml --seed S`
 once as there are cores. Figures go into results.json.
 """
 
-import json
-import os
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from tbnn.files import replacing
-from tbnn.train.run import environment
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from common import in_parallel, read, save, tbnn  # noqa: E402
+
 RUNS = Path("runs/01_first_light")
 SETS = ("digits", "nmnist_small", "braille7")
 SEEDS = (0, 1, 2)
@@ -30,14 +25,9 @@ VARIANTS = {
 }
 
 
-def tbnn(*arguments: str) -> None:
-    """One command of tbnn, on one thread."""
-    one_thread = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "tbnn.cli", *arguments], check=True, env={**os.environ, **one_thread})
-
-
-def run(name: str, variant: str, seed: int) -> dict[str, Any]:
+def run(job: tuple[str, str, int]) -> dict[str, Any]:
     """One trained network: what it measured on validation and test."""
+    name, variant, seed = job
     folder = RUNS / f"{name}-{variant}-{seed}"
     config = str(HERE / f"{name}.yaml")
     tbnn(
@@ -53,8 +43,8 @@ def run(name: str, variant: str, seed: int) -> dict[str, Any]:
         *VARIANTS[variant],
     )
     tbnn("evaluate", str(folder))
-    measured = json.loads((folder / "evaluation.test.json").read_text())
-    best = json.loads((folder / "best.json").read_text())
+    measured = read(folder, "evaluation.test.json")
+    best = read(folder, "best.json")
     result = {
         "seed": seed,
         "test_accuracy": measured["accuracy"],
@@ -66,7 +56,7 @@ def run(name: str, variant: str, seed: int) -> dict[str, Any]:
     if variant == "binary":
         tbnn("pack", str(folder))
         tbnn("simulate", str(folder))
-        simulated = json.loads((folder / "simulation.json").read_text())
+        simulated = read(folder, "simulation.json")
         result["packed_test_accuracy"] = simulated["accuracy"]
         result["parity"] = {key: simulated["parity"][key] for key in ("ok", "equal", "summary")}
         result["tbnn_file_bytes"] = (folder / "model.tbnn").stat().st_size
@@ -77,18 +67,14 @@ def main() -> None:
     """Run what is asked for and merge it into results.json."""
     sets = sys.argv[1:] or list(SETS)
     jobs = list(product(sets, VARIANTS, SEEDS))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(lambda job: run(*job), jobs))
-    path = HERE / "results.json"
-    merged: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    merged |= {"date": datetime.now(UTC).date().isoformat(), "environment": environment()}
+    results = in_parallel(run, jobs)
+    merged: dict[str, Any] = {}
     for name, variant in product(sets, VARIANTS):
         runs = [result for job, result in zip(jobs, results, strict=True) if job[:2] == (name, variant)]
         accuracies = [r["test_accuracy"] for r in runs]
         print(f"{name:14} {variant:7} test {statistics.mean(accuracies):.4f} {accuracies}")
         merged.setdefault(name, {})[variant] = {"mean_test_accuracy": statistics.mean(accuracies), "runs": runs}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(merged, indent=1) + "\n")
+    save(HERE / "results.json", merged)
 
 
 if __name__ == "__main__":

@@ -74,11 +74,12 @@ def measure_bin() -> list[dict[str, object]]:
     g = torch.Generator().manual_seed(0)
     spikes, signs = torch.rand(m, k, generator=g) < 0.3, torch.rand(n, k, generator=g) < 0.5
     a, b = spikes.float(), (2 * signs.float() - 1).T.contiguous()
+    a16, b16 = a.bfloat16(), b.bfloat16()
     packed_spikes, packed_signs = pack_bits(spikes), pack_bits(signs)
     sides = {
         "packed": lambda: binary_linear(packed_spikes, packed_signs, k),
         "fp32 matmul": lambda: a @ b,
-        "bf16 matmul": lambda a=a.bfloat16(), b=b.bfloat16(): a @ b,
+        "bf16 matmul": lambda: a16 @ b16,
     }
     if not torch.equal(sides["packed"](), (a @ b).int()):
         raise SystemExit("BIN: the packed product differs from the matmul")
