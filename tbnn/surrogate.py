@@ -16,20 +16,24 @@ from torch.autograd.function import once_differentiable
 from tbnn.ops.ddt import check_ridge, closed_form, sums_of
 
 
+@dataclass(frozen=True, repr=False)
 class Surrogate:
-    """Base of the surrogates: ``derivative`` and ``soft`` as functions of u, any shape in, the same shape out."""
+    """Base of the surrogates: ``derivative`` and ``soft`` are functions of u, any shape in, the same shape out.
 
+    ``parameter`` is the one number that sets the width. Raises ``ValueError`` unless it is finite and positive.
+    """
+
+    parameter: float
     code: ClassVar[int]  # how a compiled kernel names the shape
+    symbol: ClassVar[str]  # what the field calls the parameter
 
-    @property
-    def parameter(self) -> float:
-        """The one number that sets the width."""
-        raise NotImplementedError
+    def __post_init__(self) -> None:
+        _positive(self.symbol, self.parameter)
 
     @property
     def area(self) -> float:
         """∫ derivative du."""
-        raise NotImplementedError
+        return 1.0
 
     def derivative(self, u: Tensor) -> Tensor:
         """The surrogate of dq/du."""
@@ -43,6 +47,9 @@ class Surrogate:
         """The spike 1[u > 0], in u's dtype, with this surrogate as its gradient."""
         spike: Tensor = _Spike.apply(u, self)
         return spike
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.symbol}={self.parameter:g})"
 
 
 class _Spike(torch.autograd.Function):
@@ -65,132 +72,75 @@ def _positive(name: str, value: float) -> float:
     return float(value)
 
 
-@dataclass(frozen=True)
 class ATan(Surrogate):
     """``α/2 / (1 + (π·α·u/2)²)``, f = ½ + atan(π·α·u/2)/π (Fang et al. 2021); snntorch's default."""
 
-    alpha: float = 2.0
-    code: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        _positive("alpha", self.alpha)
-
-    @property
-    def parameter(self) -> float:
-        return self.alpha
-
-    @property
-    def area(self) -> float:
-        return 1.0
+    code, symbol = 1, "alpha"
 
     def derivative(self, u: Tensor) -> Tensor:
-        return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * u).square())
+        return self.parameter / 2 / (1 + (math.pi / 2 * self.parameter * u).square())
 
     def soft(self, u: Tensor) -> Tensor:
-        return torch.atan(math.pi / 2 * self.alpha * u) / math.pi + 0.5
+        return torch.atan(math.pi / 2 * self.parameter * u) / math.pi + 0.5
 
 
-@dataclass(frozen=True)
 class FastSigmoid(Surrogate):
     """``1 / (1 + k·|u|)²``, f = ½ + ½·k·u / (1 + k·|u|) (Zenke & Ganguli 2018)."""
 
-    slope: float = 25.0
-    code: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        _positive("slope", self.slope)
-
-    @property
-    def parameter(self) -> float:
-        return self.slope
+    code, symbol = 2, "slope"
 
     @property
     def area(self) -> float:
-        return 2 / self.slope
+        return 2 / self.parameter
 
     def derivative(self, u: Tensor) -> Tensor:
-        return 1 / (1 + self.slope * u.abs()).square()
+        return 1 / (1 + self.parameter * u.abs()).square()
 
     def soft(self, u: Tensor) -> Tensor:
-        ku = self.slope * u
+        ku = self.parameter * u
         return 0.5 + 0.5 * ku / (1 + ku.abs())
 
 
-@dataclass(frozen=True)
 class Sigmoid(Surrogate):
     """``k·σ(k·u)·(1 − σ(k·u))``, f = σ(k·u) (Zenke & Ganguli 2018)."""
 
-    slope: float = 25.0
-    code: ClassVar[int] = 3
-
-    def __post_init__(self) -> None:
-        _positive("slope", self.slope)
-
-    @property
-    def parameter(self) -> float:
-        return self.slope
-
-    @property
-    def area(self) -> float:
-        return 1.0
+    code, symbol = 3, "slope"
 
     def derivative(self, u: Tensor) -> Tensor:
-        e = torch.exp(-self.slope * u.abs())  # f·(1 − f) loses its tail where f rounds to 1
-        return self.slope * e / (1 + e).square()
+        e = torch.exp(-self.parameter * u.abs())  # of −|u|, so that neither tail overflows or cancels
+        return self.parameter * e / (1 + e).square()
 
     def soft(self, u: Tensor) -> Tensor:
-        return torch.sigmoid(self.slope * u)
+        return torch.sigmoid(self.parameter * u)
 
 
-@dataclass(frozen=True)
 class Triangular(Surrogate):
     """``max(0, 1 − |u|/width)`` (Bellec et al. 2018). snntorch's function of this name is a sign, not a triangle."""
 
-    width: float = 1.0
-    code: ClassVar[int] = 4
-
-    def __post_init__(self) -> None:
-        _positive("width", self.width)
-
-    @property
-    def parameter(self) -> float:
-        return self.width
+    code, symbol = 4, "width"
 
     @property
     def area(self) -> float:
-        return self.width
+        return self.parameter
 
     def derivative(self, u: Tensor) -> Tensor:
-        return (1 - u.abs() / self.width).clamp(min=0)
+        return (1 - u.abs() / self.parameter).clamp(min=0)
 
     def soft(self, u: Tensor) -> Tensor:
-        z = (u / self.width).clamp(-1, 1)
+        z = (u / self.parameter).clamp(-1, 1)
         return 0.5 + z - 0.5 * z * z.abs()
 
 
-@dataclass(frozen=True)
 class Boxcar(Surrogate):
     """``1[|u| ≤ width/2] / width``, f = clip(½ + u/width, 0, 1)."""
 
-    width: float = 1.0
-    code: ClassVar[int] = 5
-
-    def __post_init__(self) -> None:
-        _positive("width", self.width)
-
-    @property
-    def parameter(self) -> float:
-        return self.width
-
-    @property
-    def area(self) -> float:
-        return 1.0
+    code, symbol = 5, "width"
 
     def derivative(self, u: Tensor) -> Tensor:
-        return (u.abs() <= self.width / 2).to(u.dtype) / self.width
+        return (u.abs() <= self.parameter / 2).to(u.dtype) / self.parameter
 
     def soft(self, u: Tensor) -> Tensor:
-        return (0.5 + u / self.width).clamp(0, 1)
+        return (0.5 + u / self.parameter).clamp(0, 1)
 
 
 def atan(alpha: float = 2.0) -> ATan:
@@ -271,4 +221,4 @@ def ddt(base: Surrogate | None = None, lam: float = 0.01, stats: str = "step", s
         raise ValueError(f"surrogate.ddt: expected stats='step' (a spike function sees one step), got {stats!r}")
     check_ridge(lam, "affine")
     _positive("lam", lam)
-    return RidgeSpike(base if base is not None else ATan(), lam, _positive("scale", scale))
+    return RidgeSpike(base if base is not None else atan(), lam, _positive("scale", scale))

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tbnn.ops.quantize import Codes as Codes
-from tbnn.ops.quantize import check_quantize, quantize, quantize_codes
+from tbnn.ops.quantize import Codes, check_quantize, quantize_with_codes
 
 START_GAIN = 2.0  # mean |w|·√fan_in at the start: a tenth of the inputs active then drives a neuron near its threshold
 
@@ -68,20 +67,24 @@ class BinaryLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def quantized_weight(self) -> Tensor:
-        """Ŵ (out_features, in_features), differentiable in the latent weights."""
-        return quantize(
+    def _quantized(self) -> tuple[Tensor, Codes]:
+        """Ŵ (out_features, in_features), differentiable in the latent weights, and its parts."""
+        weight, codes = quantize_with_codes(
             self.weight, bits=self.bits, form=self.form, lam=self.lam, dim=1, block=self.block, estimator=self.estimator
         )
+        return weight, Codes(codes.sign, codes.scale.squeeze(-1), codes.offset.squeeze(-1))
+
+    def quantized_weight(self) -> Tensor:
+        """Ŵ (out_features, in_features), differentiable in the latent weights."""
+        return self._quantized()[0]
 
     def codes(self) -> Codes:
         """Ŵ in parts: sign (out, in), scale and offset (out, blocks), without gradient."""
-        codes = quantize_codes(self.weight, form=self.form, lam=self.lam, dim=1, block=self.block)
-        return Codes(codes.sign, codes.scale.squeeze(-1), codes.offset.squeeze(-1))
+        return self._quantized()[1]
 
     def prepare(self) -> Callable[[Tensor], Tensor]:
         """The layer with its weights quantised once: a function of x, for many calls in one pass."""
-        weight, (sign, scale, offset), bias = self.quantized_weight(), self.codes(), self.bias
+        (weight, (sign, scale, offset)), bias = self._quantized(), self.bias
         some_offset = offset if self.form == "affine" else None
 
         def product(x: Tensor) -> Tensor:

@@ -44,4 +44,5 @@ def _neuron(model: ModelConfig) -> Leaky:
         reset_mechanism=model.reset_mechanism,
         lam=model.lam,
         scale=model.scale,
+        floor=model.floor,
     )

@@ -63,7 +63,7 @@ class ModelConfig:
         estimator, form, lam, block: of binary weights, see ``tbnn.nn.BinaryLinear``.
         beta, threshold, reset_mechanism: of the neurons, see ``tbnn.nn.Leaky``.
         beta_readout: the readout's decay.
-        gradient, surrogate, target, emit, stats, per_channel, differentiate_stats, scale: of the spikes, see ``tbnn.nn.Leaky``.
+        gradient, surrogate, target, emit, stats, per_channel, differentiate_stats, scale, floor: of the spikes, see ``tbnn.nn.Leaky``.
         surrogate_width: the surrogate's parameter (alpha, slope or width); its default if not given.
         dropout: share of the spikes dropped in training.
     """
@@ -88,6 +88,7 @@ class ModelConfig:
     per_channel: bool = True
     differentiate_stats: bool = True
     scale: float = 1.0
+    floor: float = -0.05
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

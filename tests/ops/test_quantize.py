@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tbnn.ops.ddt import BlockLayout, ddt
-from tbnn.ops.quantize import quantize, quantize_codes
+from tbnn.ops.quantize import Codes, quantize, quantize_with_codes
 
 FORMS = ["affine", "linear"]
 BLOCKINGS: list[dict[str, Any]] = [
@@ -25,6 +25,10 @@ BLOCKINGS: list[dict[str, Any]] = [
 
 blockings = st.sampled_from(BLOCKINGS)
 forms = st.sampled_from(FORMS)
+
+
+def codes_of(x: Tensor, **arguments: Any) -> Codes:
+    return quantize_with_codes(x, **arguments)[1]
 
 
 def latent(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -98,7 +102,7 @@ def test_ste_has_the_same_forward_and_the_identity_as_gradient(blocking: dict[st
 def test_codes_rebuild_the_forward(blocking: dict[str, Any], form: str, lam: float, seed: int) -> None:
     x = latent((3, 5, 7), seed)
     codes, layout = (
-        quantize_codes(x, form=form, lam=lam, **blocking),
+        codes_of(x, form=form, lam=lam, **blocking),
         BlockLayout(x, blocking.get("dim"), blocking.get("block")),
     )
     rebuilt = layout.expand(codes.scale) * codes.sign + layout.expand(codes.offset)
@@ -112,7 +116,7 @@ def test_pinned_values() -> None:
     s = ((x - 0.25) * torch.tensor([-0.5, -0.5, 0.5, 0.5])).mean().item() / 0.26
     assert quantize(x).tolist() == pytest.approx([0.25 - s / 2] * 2 + [0.25 + s / 2] * 2, abs=1e-14)
     assert quantize(x, form="linear").tolist() == pytest.approx([-1 / 1.01] * 2 + [1 / 1.01] * 2, abs=1e-14)
-    codes = quantize_codes(x, form="affine", lam=0.01)
+    codes = codes_of(x, form="affine", lam=0.01)
     assert (codes.scale.item(), codes.offset.item()) == pytest.approx((s / 2, 0.25), abs=1e-14)
     assert codes.sign.tolist() == [-1, -1, 1, 1]
 
@@ -128,7 +132,7 @@ def test_pinned_gradient_of_the_linear_form() -> None:
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_zero_counts_as_negative(zero: float) -> None:
     x = torch.tensor([zero, 1.0, -1.0], dtype=torch.float64)
-    assert quantize_codes(x, form="linear", lam=0.01).sign.tolist() == [-1, 1, -1]
+    assert codes_of(x, form="linear", lam=0.01).sign.tolist() == [-1, 1, -1]
     assert quantize(x, form="linear")[0] < 0
 
 
@@ -154,7 +158,7 @@ def test_lower_precision_is_near_float64(dtype: torch.dtype) -> None:
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     got = quantize(x, dim=1, block=64)
     torch.testing.assert_close(got.double(), quantize(x.double(), dim=1, block=64), rtol=tolerance, atol=tolerance)
-    codes = quantize_codes(x, form="affine", lam=0.01, dim=1, block=64)
+    codes = codes_of(x, form="affine", lam=0.01, dim=1, block=64)
     assert codes.sign.dtype == codes.scale.dtype == dtype
 
 
@@ -178,7 +182,7 @@ def test_threads_and_fresh_memory_change_no_bit(
         leaf = x.clone().requires_grad_()
         y = quantize(leaf, dim=1, block=128)
         (y * x.flip(0)).sum().backward()
-        return y.detach(), leaf.grad, *quantize_codes(x, form="affine", lam=0.01, dim=1, block=128)
+        return y.detach(), leaf.grad, *codes_of(x, form="affine", lam=0.01, dim=1, block=128)
 
     plain = with_threads(1, run)
     assert all(torch.equal(a, b) for a, b in zip(plain, with_threads(2, run), strict=True))

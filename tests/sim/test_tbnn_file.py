@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from sim_networks import Shape, rough, shapes, small_input, small_network
 from torch import Tensor
 
+from tbnn import files
 from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent
 from tbnn.sim import PackedNetwork, file, pack
 from tbnn.sim.file import all_tensors
@@ -92,7 +93,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_beside_it(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(*((file.os, "fsync") if where == "fsync" else (Path, "replace")), fail)
+    monkeypatch.setattr(*((files.os, "fsync") if where == "fsync" else (Path, "replace")), fail)
     with pytest.raises(OSError, match="disk full"):
         pack(Network([BinaryLinear(3, 2)])).save(path)
     assert path.read_bytes() == before

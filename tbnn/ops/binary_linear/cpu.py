@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from tbnn.ops.kernels import device_function, kernel
 
-ROWS, COLUMNS = 64, 256  # one task: this many spike rows against this many weight rows
+ROWS, COLUMNS = 32, 256  # one task: this many spike rows against this many weight rows
 
 
 @intrinsic

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from tbnn.ops.ddt import check_ridge
-from tbnn.surrogate import ATan, Surrogate
+from tbnn.surrogate import Surrogate, atan
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -31,7 +31,7 @@ class SpikeGradient:
     """
 
     gradient: str = "ddt"
-    surrogate: Surrogate = field(default_factory=ATan)
+    surrogate: Surrogate = field(default_factory=atan)
     target: str = "soft"
     emit: str = "bits"
     stats: str = "sequence"

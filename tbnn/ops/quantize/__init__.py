@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt import BlockLayout, check_ridge, closed_form, cpu, sums_of
+from tbnn.ops.ddt.closed_form import Ridge, Scalars, Sums
 from tbnn.ops.kernels import as_numpy, backend_for
-from tbnn.ops.quantize.reference import grid_codes, grid_scale, quantize_reference
+from tbnn.ops.quantize.reference import grid_codes, quantize_reference
 
 ESTIMATORS = ("ddt", "ste")
 
@@ -57,30 +58,42 @@ def quantize(
     >>> quantize(torch.tensor([-1.0, -0.5, 0.5, 2.0]), form="linear")
     tensor([-0.9901, -0.9901,  0.9901,  0.9901])
     """
+    return quantize_with_codes(
+        x, bits=bits, sparsity=sparsity, form=form, lam=lam, dim=dim, block=block, estimator=estimator, backend=backend
+    )[0]
+
+
+def quantize_with_codes(
+    x: Tensor,
+    *,
+    bits: float = 1,
+    sparsity: float = 0.0,
+    form: str = "affine",
+    lam: float = 0.01,
+    dim: int | tuple[int, ...] | None = None,
+    block: int | None = None,
+    estimator: str = "ddt",
+    backend: str | None = None,
+) -> tuple[Tensor, Codes]:
+    """:func:`quantize`, and its result in parts, without gradient: what is multiplied, packed and simulated."""
     check_quantize(bits, sparsity, form, lam, estimator)
     if not x.is_floating_point() or x.numel() == 0:
         raise ValueError(f"quantize: expected a floating point tensor with values, got {x.dtype} {tuple(x.shape)}")
     layout = BlockLayout(x, dim, block)
     x3 = layout.split(x)
+    q3 = grid_codes(x3.detach(), form)
+    sums = sums_of(x3, q3, layout.block)
+    ridge = closed_form.solve(sums, lam, form)
     if backend_for(x, backend) == "cpu":
-        return layout.join(_Quantize.apply(x3, lam, form, estimator, layout.block))
-    pieces = torch.split(x3.transpose(1, 2), layout.block, dim=-1)
-    return layout.join(torch.cat([quantize_reference(p, lam, form, estimator) for p in pieces], -1).transpose(1, 2))
-
-
-def quantize_codes(
-    x: Tensor, *, form: str, lam: float, dim: int | tuple[int, ...] | None = None, block: int | None = None
-) -> Codes:
-    """The sign and the scalars of :func:`quantize`'s result, without gradient: what is packed and simulated."""
-    layout = BlockLayout(x, dim, block)
-    x3 = layout.split(x.detach()).contiguous()
-    q3 = grid_codes(x3, form)
-    ridge = closed_form.solve(sums_of(x3, q3, layout.block), lam, form)
+        x_hat = _Quantize.apply(x3, q3, _Solved(sums, ridge, lam, form, estimator, layout.block))
+    else:
+        pieces = torch.split(x3.transpose(1, 2), layout.block, dim=-1)
+        x_hat = torch.cat([quantize_reference(p, lam, form, estimator) for p in pieces], -1).transpose(1, 2)
     scale, offset = (torch.from_numpy(np.ascontiguousarray(a)) for a in ridge)
     if form == "affine":  # q = (sign + 1)/2
-        scale, offset = scale / 2, offset + scale / 2
-    sign = grid_codes(x.detach(), "linear")
-    return Codes(sign, scale.to(x.device, x.dtype), offset.to(x.device, x.dtype))
+        scale, offset, q3 = scale / 2, offset + scale / 2, 2 * q3 - 1
+    parts = Codes(layout.join(q3), *(t.to(x.device, x.dtype) for t in (scale, offset)))
+    return layout.join(x_hat), parts
 
 
 def check_quantize(bits: float, sparsity: float, form: str, lam: float, estimator: str) -> None:
@@ -94,31 +107,44 @@ def check_quantize(bits: float, sparsity: float, form: str, lam: float, estimato
         raise ValueError(f"estimator: expected 'ddt' or 'ste', got {estimator!r}")
 
 
+class _Solved(NamedTuple):
+    """What forward and backward share besides the tensors."""
+
+    sums: Sums
+    ridge: Ridge
+    lam: float
+    form: str
+    estimator: str
+    block: int
+
+    def grid_scale(self) -> Scalars:
+        """:func:`grid_scale` of every block: Σ|x| follows from the sums, since q tells the sign of x."""
+        total = self.sums.xq if self.form == "linear" else 2 * (2 * self.sums.xq - self.sums.x)
+        return total / self.sums.n
+
+
 class _Quantize(torch.autograd.Function):
-    """:func:`quantize` over (outer, n, inner); backward in closed form."""
+    """:func:`quantize` over (outer, n, inner), given the codes and the solution; backward in closed form."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, lam: float, form: str, estimator: str, block: int) -> Tensor:
-        q = grid_codes(x, form)
-        sums = sums_of(x, q, block)
-        ridge = closed_form.solve(sums, lam, form)
-        ctx.settings = (sums, lam, form, estimator, block)
-        ctx.save_for_backward(x)
-        qn = as_numpy(q)
+    def forward(ctx: Any, x: Tensor, q: Tensor, solved: _Solved) -> Tensor:
+        ctx.solved = solved
+        ctx.save_for_backward(x, q)
+        qn, ridge = as_numpy(q), solved.ridge
         zero = np.zeros_like(ridge.s)
-        return torch.from_numpy(cpu.combine(qn, qn, qn, np.stack([ridge.s, zero, zero, ridge.offset]), block))
+        return torch.from_numpy(cpu.combine(qn, qn, qn, np.stack([ridge.s, zero, zero, ridge.offset]), solved.block))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sums, lam, form, estimator, block = ctx.settings
-        if estimator == "ste":
-            return grads[0], None, None, None, None
-        (x,) = ctx.saved_tensors
-        q, g = grid_codes(x, form), grads[0].contiguous()
-        g_sums = sums_of(g, q, block)
-        back = closed_form.gradient(sums, g_sums.x, g_sums.xq, lam, form)
-        scale = _grid_scales(x, form, block)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        solved: _Solved = ctx.solved
+        if solved.estimator == "ste":
+            return grads[0], None, None
+        x, q = ctx.saved_tensors
+        g = grads[0].contiguous()
+        g_sums = sums_of(g, q, solved.block)
+        back = closed_form.gradient(solved.sums, g_sums.x, g_sums.xq, solved.lam, solved.form)
+        scale = solved.grid_scale()
         slope = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)  # dq/dx; 0 for a block of zeros
         factors = np.stack([
             slope * back.s,
@@ -126,16 +152,4 @@ class _Quantize(torch.autograd.Function):
             back.r * (1 - 2 * slope * back.s),
             back.x_const + slope * back.q_const,
         ])  # fmt: skip
-        return (
-            torch.from_numpy(cpu.combine(as_numpy(g), as_numpy(x), as_numpy(q), factors, block)),
-            None,
-            None,
-            None,
-            None,
-        )
-
-
-def _grid_scales(x3: Tensor, form: str, block: int) -> np.ndarray[Any, Any]:
-    """:func:`grid_scale` of every block of (outer, n, inner): (outer, blocks, inner)."""
-    pieces = torch.split(x3.transpose(1, 2), block, dim=-1)
-    return torch.stack([grid_scale(p.double(), form).squeeze(-1) for p in pieces], dim=1).numpy()
+        return torch.from_numpy(cpu.combine(as_numpy(g), as_numpy(x), as_numpy(q), factors, solved.block)), None, None

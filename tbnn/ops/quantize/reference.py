@@ -13,8 +13,8 @@ def grid_scale(x: Tensor, form: str) -> Tensor:
 
 def grid_codes(x: Tensor, form: str) -> Tensor:
     """The 1-bit codes of x: {0, 1} in the affine form, {−1, 1} in the linear one; x <= 0 gives the lower."""
-    positive = (x > 0).to(x.dtype)
-    return positive if form == "affine" else 2 * positive - 1
+    low = 0.0 if form == "affine" else -1.0
+    return torch.where(x > 0, x.new_ones(()), x.new_full((), low))
 
 
 def quantize_reference(x: Tensor, lam: float, form: str, estimator: str) -> Tensor:
