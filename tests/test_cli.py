@@ -70,7 +70,7 @@ def test_evaluate_pack_simulate_agree(tbnn: Run, finished: Path) -> None:
     assert accuracy > 0.9
     assert f"test accuracy {accuracy:.4f} (48 recordings)" in evaluated
     assert f"test accuracy {accuracy:.4f} (48 recordings), from packed bits" in simulated
-    assert "equal bit for bit: 0 of 4608 spikes differ" in simulated
+    assert "equal bit for bit: 0 of 4,608 spikes differ" in simulated
     assert json.loads((finished / "simulation.json").read_text())["parity"]["equal"] is True
 
 

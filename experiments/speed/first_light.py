@@ -62,7 +62,7 @@ def measure_lif(threads: int) -> list[dict[str, object]]:
         error = ((gradient - their_gradient).abs().max() / their_gradient.abs().max()).item()
         if error > 1e-5:
             raise SystemExit(f"LIFc {shape}: gradients differ from snntorch's by {error:.2g}")
-        times = alternate(sides, repeats=7)
+        times = alternate(sides, rounds=5, repeats=3)
         about = {"shape": f"LIFc {shape} fwd+bwd, {threads} threads", "gradient_error": error}
         rows += [{**about, **row(times, "tbnn", name)} for name in sides if name != "tbnn"]
     return rows
@@ -83,7 +83,7 @@ def measure_bin() -> list[dict[str, object]]:
     }
     if not torch.equal(sides["packed"](), (a @ b).int()):
         raise SystemExit("BIN: the packed product differs from the matmul")
-    times = alternate(sides, repeats=41, warmup=5)
+    times = alternate(sides, rounds=7, repeats=21)
     shape = f"BIN ({m}x{k})({k}x{n}), 1 thread"
     return [{"shape": shape, **row(times, "packed", other)} for other in ("fp32 matmul", "bf16 matmul")]
 

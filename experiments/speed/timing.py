@@ -1,4 +1,4 @@
-"""Timing shared by the benchmarks: both sides in one process, warm, alternating; median and spread."""
+"""Timing shared by the benchmarks: both sides in one process, warm, in turn; median and spread."""
 
 import json
 import platform
@@ -18,21 +18,27 @@ from tbnn.files import replacing
 RESULTS = Path(__file__).parent / "results"
 
 
-def alternate(sides: dict[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Time each side ``repeats`` times in turn, A B A B …, after ``warmup`` rounds; seconds."""
+def alternate(sides: dict[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, list[float]]:
+    """Time the sides in turn, A B C A B C …: each turn one run to warm up, then the median of ``repeats``; seconds.
+
+    A turn of several runs, because what one side leaves behind (caches, the allocator) slows the other's next run.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for round_number in range(warmup + repeats):
+    for _ in range(rounds):
         for name, run in sides.items():
-            start = time.perf_counter()
             run()
-            elapsed = time.perf_counter() - start
-            if round_number >= warmup:
-                times[name].append(elapsed)
+            times[name].append(statistics.median(_timed(run) for _ in range(repeats)))
     return times
 
 
+def _timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def row(times: dict[str, list[float]], ours: str, theirs: str) -> dict[str, Any]:
-    """The ratio theirs/ours, pair by pair, as median, minimum and maximum, and each side's median in ms."""
+    """The ratio theirs/ours, round by round, as median, minimum and maximum, and each side's median in ms."""
     ratios = [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
     return {
         "ours": ours,
@@ -42,7 +48,7 @@ def row(times: dict[str, list[float]], ours: str, theirs: str) -> dict[str, Any]
         "ratio_max": max(ratios),
         "ours_ms": 1e3 * statistics.median(times[ours]),
         "theirs_ms": 1e3 * statistics.median(times[theirs]),
-        "repeats": len(ratios),
+        "rounds": len(ratios),
     }
 
 
@@ -51,7 +57,7 @@ def save(name: str, rows: list[dict[str, Any]]) -> Path:
     for r in rows:
         shape = r.get("shape", "")
         spread = f"({r['ratio_min']:.1f}-{r['ratio_max']:.1f})"
-        print(f"{shape:44} {r['ratio']:7.1f} times {spread:13} as fast as {r['theirs']}, {r['repeats']} pairs")
+        print(f"{shape:44} {r['ratio']:7.1f} times {spread:13} as fast as {r['theirs']}, {r['rounds']} rounds")
     facts = {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": _cpu_name(),

@@ -1,5 +1,6 @@
 """How a numba kernel is declared, compiled once per machine, and given its threads."""
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class Kernel:
 
     def __call__(self, *args: Any, work: int = SERIAL_BELOW) -> Any:
         """Run the kernel; ``work`` is the number of elements it touches, which decides about threads."""
+        _start_pool()
         threads = 1 if work < SERIAL_BELOW else min(torch.get_num_threads(), MOST_THREADS)
         if numba.get_num_threads() != threads:
             numba.set_num_threads(threads)
@@ -49,6 +51,14 @@ class Kernel:
                 "compiled %s for this machine in %.1f s (kept for next time)", self.name, time.perf_counter() - start
             )
         return result
+
+
+@functools.cache
+def _start_pool() -> None:
+    """Start numba's threads. It sets the thread count of the OpenMP runtime, which torch may share: put that back."""
+    threads = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(threads)
 
 
 def kernel(function: Callable[..., Any]) -> Kernel:

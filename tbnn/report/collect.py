@@ -125,7 +125,9 @@ def gradient_name(run: Run) -> str:
     """How the spikes' gradient was estimated, in a few words."""
     model = run.config.model
     if model.gradient == "surrogate":
-        return f"surrogate {model.spike_surrogate()}" + (f" x {model.scale:g}" if model.scale != 1 else "")
+        return f"surrogate {model.surrogate}({model.spike_surrogate().parameter:g})" + (
+            f" x {model.scale:g}" if model.scale != 1 else ""
+        )
     slope = "" if model.differentiate_stats else ", slope only"
     return f"DDT, {model.target} target{slope}"
 

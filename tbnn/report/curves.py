@@ -80,7 +80,7 @@ def gradient_curves(history: History) -> "Figure":
     """The gradient's norm (mean and peak, logarithmic) above the learning rate."""
     figure = new_figure(5.6, 5.0)
     top, bottom = figure.subplots(2, 1, sharex=True)
-    _curve(top, history, "grad_norm", "mean over the epoch", BLUE, positive=True)
+    _curve(top, history, "grad_norm", "median of the epoch", BLUE, positive=True)
     _curve(top, history, "grad_norm_max", "largest", ORANGE, positive=True)
     if has(history, "grad_norm", "grad_norm_max"):
         top.set_yscale("log")

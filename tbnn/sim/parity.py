@@ -66,8 +66,8 @@ class Parity:
         difference = self.readout_difference
         readout = "" if difference is None else f"; readout differs by at most {difference:.3g}"
         return (
-            f"parity {verdict}: {mismatches} of {compared} spikes differ "
-            f"({tolerated} at the threshold, {downstream} after those){readout}"
+            f"parity {verdict}: {mismatches:,} of {compared:,} spikes differ "
+            f"({tolerated:,} at the threshold, {downstream:,} after those){readout}"
         )
 
 

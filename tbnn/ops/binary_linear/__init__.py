@@ -25,8 +25,10 @@ def binary_linear(spikes: Tensor, signs: Tensor, n: int, *, backend: str | None 
         int32 (..., N).
 
     Raises:
-        ValueError: words of another dtype or width, tensors on two devices.
+        ValueError: n < 1, words of another dtype or width, tensors on two devices.
     """
+    if n < 1:
+        raise ValueError(f"binary_linear: expected at least 1 input, got {n}")
     check_words(spikes, n, "binary_linear: spikes")
     check_words(signs, n, "binary_linear: signs")
     if signs.ndim != 2 or spikes.device != signs.device:

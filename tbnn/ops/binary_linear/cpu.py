@@ -1,9 +1,5 @@
 # pyright: reportCallIssue=false
-"""The binary product on the CPU: 64-bit AND + popcount over tiles that stay in cache.
-
-``Σ s·w = 2·popcount(s ∧ w⁺) − popcount(s)``. The inner loop runs over 64-bit words, which LLVM turns into 512-bit
-``vpopcntq`` where the machine has it; the tile of 2×4 sums reuses each loaded vector.
-"""
+"""The binary product on the CPU: 64-bit AND + popcount, ``Σ s·w = 2·popcount(s ∧ w⁺) − popcount(s)``."""
 
 from typing import Any
 
@@ -11,9 +7,15 @@ import numpy as np
 from numba import prange, types
 from numba.extending import intrinsic
 
+from tbnn.ops.binary_linear.tile import STRIP, strip_popcounts
 from tbnn.ops.kernels import device_function, kernel
 
-ROWS, COLUMNS = 32, 256  # one task: this many spike rows against this many weight rows
+ROWS = 256  # spike rows of a task
+TILE = 4  # spike rows held in registers together
+FEW_ROWS = 16  # below this, laying a strip of weights out anew costs more than it saves
+
+four_rows = strip_popcounts(TILE)
+one_row = strip_popcounts(1)
 
 
 @intrinsic
@@ -27,37 +29,37 @@ def popcount64(_context: Any, _word: Any) -> Any:
 
 
 @device_function
-def _tile_2x4(s, w, m, n, ones, out):  # pyright: ignore
-    """out[m:m+2, n:n+4] from spike words s and sign words w."""
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.uint64(0)
-    for k in range(s.shape[1]):
-        s0, s1 = s[m, k], s[m + 1, k]
-        w0, w1, w2, w3 = w[n, k], w[n + 1, k], w[n + 2, k], w[n + 3, k]
-        a0 += popcount64(s0 & w0)
-        a1 += popcount64(s0 & w1)
-        a2 += popcount64(s0 & w2)
-        a3 += popcount64(s0 & w3)
-        b0 += popcount64(s1 & w0)
-        b1 += popcount64(s1 & w1)
-        b2 += popcount64(s1 & w2)
-        b3 += popcount64(s1 & w3)
-    out[m, n] = 2 * np.int32(a0) - ones[m]
-    out[m, n + 1] = 2 * np.int32(a1) - ones[m]
-    out[m, n + 2] = 2 * np.int32(a2) - ones[m]
-    out[m, n + 3] = 2 * np.int32(a3) - ones[m]
-    out[m + 1, n] = 2 * np.int32(b0) - ones[m + 1]
-    out[m + 1, n + 1] = 2 * np.int32(b1) - ones[m + 1]
-    out[m + 1, n + 2] = 2 * np.int32(b2) - ones[m + 1]
-    out[m + 1, n + 3] = 2 * np.int32(b3) - ones[m + 1]
+def _row_by_row(s, w, ones, m0, m1, n0, n1, out):  # pyright: ignore
+    """out[m0:m1, n0:n1], one sum at a time over the weights as they lie."""
+    for m in range(m0, m1):
+        for n in range(n0, n1):
+            count = np.uint64(0)
+            for k in range(s.shape[1]):
+                count += popcount64(s[m, k] & w[n, k])
+            out[m, n] = 2 * np.int32(count) - ones[m]
 
 
 @device_function
-def _single(s, w, m, n, ones, out):  # pyright: ignore
-    """out[m, n], for what the tiles leave over."""
-    a = np.uint64(0)
-    for k in range(s.shape[1]):
-        a += popcount64(s[m, k] & w[n, k])
-    out[m, n] = 2 * np.int32(a) - ones[m]
+def _strip(s, w, ones, m0, m1, n0, n1, out):  # pyright: ignore
+    """out[m0:m1, n0:n1], at most STRIP columns, from a copy of their weights in which outputs lie side by side."""
+    words = s.shape[1]
+    weights = np.zeros((words, STRIP), np.uint64)
+    for n in range(n0, n1):
+        for k in range(words):
+            weights[k, n - n0] = w[n, k]
+    counts = np.empty((TILE, STRIP), np.int64)
+    stride = words * 8
+    m = m0
+    while m < m1:
+        height = TILE if m + TILE <= m1 else 1
+        if height == TILE:
+            four_rows(s.ctypes.data + m * stride, stride, weights.ctypes.data, words, counts.ctypes.data)
+        else:
+            one_row(s.ctypes.data + m * stride, stride, weights.ctypes.data, words, counts.ctypes.data)
+        for i in range(height):
+            for n in range(n0, n1):
+                out[m + i, n] = np.int32(2 * counts[i, n - n0]) - ones[m + i]
+        m += height
 
 
 @kernel
@@ -65,17 +67,11 @@ def binary_linear_cpu(s, w, ones, out):  # pyright: ignore
     """out (M, N) int32 from spike words s (M, K), sign words w (N, K), both uint64, and ones = popcount of s's rows."""
     rows, columns = s.shape[0], w.shape[0]
     row_tasks = (rows + ROWS - 1) // ROWS
-    column_tasks = (columns + COLUMNS - 1) // COLUMNS
-    for task in prange(row_tasks * column_tasks):
-        m0, n0 = task // column_tasks * ROWS, task % column_tasks * COLUMNS
-        m1, n1 = min(m0 + ROWS, rows), min(n0 + COLUMNS, columns)
-        m_even, n_even = m1 - (m1 - m0) % 2, n1 - (n1 - n0) % 4
-        for n in range(n0, n_even, 4):
-            for m in range(m0, m_even, 2):
-                _tile_2x4(s, w, m, n, ones, out)
-            for m in range(m_even, m1):
-                for j in range(4):
-                    _single(s, w, m, n + j, ones, out)
-        for n in range(n_even, n1):
-            for m in range(m0, m1):
-                _single(s, w, m, n, ones, out)
+    strips = (columns + STRIP - 1) // STRIP
+    for task in prange(row_tasks * strips):
+        m0, n0 = task // strips * ROWS, task % strips * STRIP
+        m1, n1 = min(m0 + ROWS, rows), min(n0 + STRIP, columns)
+        if m1 - m0 < FEW_ROWS:
+            _row_by_row(s, w, ones, m0, m1, n0, n1, out)
+        else:
+            _strip(s, w, ones, m0, m1, n0, n1, out)
