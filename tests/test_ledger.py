@@ -1,0 +1,47 @@
+"""The figures in README and ledger are those of the committed results."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXTS = {name: (ROOT / name).read_text() for name in ("README.md", "experiments/README.md")}
+
+
+def first_light() -> dict[str, dict[str, dict[str, object]]]:
+    results = json.loads((ROOT / "experiments/01_first_light/results.json").read_text())
+    return {name: part for name, part in results.items() if isinstance(part, dict) and "binary" in part}
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=str)
+def test_first_light_accuracies(text: str) -> None:
+    results = first_light()
+    assert set(results) == {"digits", "nmnist_small", "braille7"}
+    for name, variants in results.items():
+        row = next(line for line in TEXTS[text].splitlines() if line.startswith("|") and f"`{name}`" in line)
+        found = [tuple(map(float, cell)) for cell in re.findall(r"(\d\.\d+) \[(\d\.\d+), (\d\.\d+)\]", row)]
+        expected = []
+        for variant in ("binary", "float"):
+            accuracies = [run["test_accuracy"] for run in variants[variant]["runs"]]  # pyright: ignore
+            assert len(accuracies) == 3
+            mean, low, high = sum(accuracies) / 3, min(accuracies), max(accuracies)
+            expected.append((round(mean, 3), round(low, 3), round(high, 3)))
+        assert found == expected
+
+
+def test_trace_floor_figures() -> None:
+    results = json.loads((ROOT / "experiments/02_trace_floor/results.json").read_text())["runs"]
+    ledger = TEXTS["experiments/README.md"]
+    for floor in (-0.5, -0.05, 0.0):
+        runs = [run for run in results if run["floor"] == floor]
+        accuracy = sum(run["validation_accuracy"] for run in runs) / len(runs)
+        norm = sorted(run["grad_norm_max"] for run in runs)[len(runs) // 2]
+        assert f"| {floor:g} | {accuracy:.3f} | {norm:.2g} |" in ledger
+
+
+def test_speed_ratios() -> None:
+    rows = json.loads((ROOT / "experiments/speed/results/first_light.cpu.json").read_text())["rows"]
+    for row in rows:
+        assert f"| {row['shape']} | {row['theirs']} | {row['ratio']:.1f} |" in TEXTS["experiments/README.md"]
