@@ -108,7 +108,7 @@ def _record_digits(recipe: Recipe) -> PackedSplit:
 def _source_file(recipe: Recipe, source: Path | None) -> Path:
     """The file of the recordings, looked for and compared with the recipe's checksum."""
     hint = (
-        f"give the folder that holds {recipe.file} with --source FOLDER (in Python: source=FOLDER);"
+        f"give the folder that holds {recipe.file} with --source FOLDER (of `tbnn train`: --data.source FOLDER, in Python: source=FOLDER);"
         f" the recordings come from {recipe.source}"
     )
     if source is None:
