@@ -41,17 +41,33 @@ def calibrate(
     Raises:
         ValueError: a rate outside (0, 0.5], a ``readout_std`` or ``feedback_gain`` that is not finite and positive.
     """
-    for name, value in (("readout_std", readout_std), ("feedback_gain", feedback_gain)):
+    _check(rate, readout_std=readout_std, feedback_gain=feedback_gain)
+    was_training = network.training
+    try:
+        reached = _calibrate(network.eval(), network.unpacked(x), rate, readout_std, feedback_gain)
+    finally:
+        network.train(was_training)
+    for name, got in reached.items():
+        if abs(got - rate) > rate / 2:
+            logger.warning(
+                "calibrate: %s fires at %.2g, not at %.2g: no scale of its weights gives that rate", name, got, rate
+            )
+    return reached
+
+
+def _check(rate: float, **positive: float) -> None:
+    for name, value in positive.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name}: expected a finite number > 0, got {value}")
     if not 0 < rate <= 0.5:
         raise ValueError(f"rate: expected a number in (0, 0.5], got {rate}")
-    was_training = network.training
-    network.eval()
+
+
+def _calibrate(network: Network, x: Tensor, rate: float, readout_std: float, feedback_gain: float) -> dict[str, float]:
+    """Layer by layer: find the gain, scale the weights, run on; the rates reached."""
     reached: dict[str, float] = {}
     between: list[nn.Module]
     weighted: nn.Module | None = None  # the layer whose weights drive the next neuron
-    x = network.unpacked(x)
     source, between = x, []  # what enters that layer, and the layers from there to the neuron
     for name, layer in network.layers.named_children():
         if isinstance(layer, (Leaky, Recurrent)):
@@ -76,12 +92,6 @@ def calibrate(
             x = layer(x)
             continue
         weighted = None
-    network.train(was_training)
-    for name, got in reached.items():
-        if abs(got - rate) > rate / 2:
-            logger.warning(
-                "calibrate: %s fires at %.2g, not at %.2g: no scale of its weights gives that rate", name, got, rate
-            )
     return reached
 
 
