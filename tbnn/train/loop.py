@@ -53,10 +53,12 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
         Diverged: the loss is no longer finite.
     """
     folder = Path(config.output)
-    _check_folder(folder, config)
+    accelerator = Accelerator(cpu=config.device == "cpu")
+    if accelerator.is_main_process:
+        _check_folder(folder, config)
+    accelerator.wait_for_everyone()
     packed = make(config.data.dataset, source=config.data.source, cache=config.data.cache)
     frames, validation = PackedFrames(packed, "train"), PackedFrames(packed, "validation")
-    accelerator = Accelerator(cpu=config.device == "cpu")
     torch.manual_seed(config.seed)
     network = build_network(config.model, frames.info.bits, len(frames.info.classes))
     order = EpochOrder(len(frames), config.seed)

@@ -134,7 +134,7 @@ def sums_of(x3: Tensor, q3: Tensor, block: int) -> Sums:
     if x3.device.type == "cpu" and x3.dtype in (torch.float32, torch.float64):
         sums = cpu.block_sums(as_numpy(x3), as_numpy(q3), block)
     else:
-        x64, q64 = x3.double(), q3.double()
+        x64, q64 = x3.detach().double(), q3.detach().double()
         parts = [[p.sum(1) for p in torch.split(v, block, dim=1)] for v in (x64, q64, q64 * q64, x64 * q64)]
         sums = np.stack([torch.stack(p, dim=1).cpu().numpy() for p in parts])
     n = x3.shape[1]
