@@ -1,10 +1,9 @@
 """The training loop: back-propagation through time over a packed dataset."""
 
 import copy
-import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from tbnn.train.build import build_network
 from tbnn.train.config import OptimConfig, TrainConfig
 from tbnn.train.evaluate import evaluate
 from tbnn.train.log import Display, MetricsLog
+from tbnn.train.parse import config_from_file
 from tbnn.train.run import load_weights, run_facts, save_weights, write_config, write_json
 
-logger = logging.getLogger("tbnn")
+RESULTS = ("simulation.json", "model.tbnn", "report.html")  # what later commands write into a run's folder
 
 
 class Diverged(RuntimeError):
@@ -70,6 +70,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
     progress = _resume(folder, network, optimizer, schedule) if config.resume else Progress()
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        if config.overwrite:
+            _clear(folder)
         write_config(folder, config)
         write_json(folder / "run.json", run_facts(folder, config, frames.info, str(accelerator.device), packed))
     model, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
@@ -86,10 +88,30 @@ def _check_folder(folder: Path, config: TrainConfig) -> None:
         raise ValueError(f"{folder} holds a run already; expected --resume true, --overwrite true or another --output")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: expected a folder, got the file {folder}")
-    if config.overwrite and holds_run:  # nothing of the old run may pass for the new one's
-        for old in ("last.json", "last.safetensors", "last.optimizer.pt", "best.json", "best.safetensors",
-                    "evaluation.test.json", "evaluation.validation.json", "evaluation.train.json", "simulation.json", "model.tbnn", "report.html"):  # fmt: skip
-            (folder / old).unlink(missing_ok=True)
+    if config.resume:
+        _check_same(config, config_from_file(folder / "config.yaml"), folder)
+
+
+def _check_same(config: TrainConfig, saved: TrainConfig, folder: Path) -> None:
+    """Raise ``ValueError`` unless a resumed run has the settings it was started with (where data lie may change)."""
+    same_place = {"source": None, "cache": None}
+    for part in ("data", "model", "optim", "seed"):
+        got, expected = getattr(config, part), getattr(saved, part)
+        if part == "data":
+            got, expected = replace(got, **same_place), replace(expected, **same_place)
+        if got != expected:
+            raise ValueError(
+                f"{folder}: resume goes on with the settings of the run; {part}: expected {expected}, got {got}"
+            )
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left: nothing of it may pass for the new one's."""
+    for old in ("best", "last"):
+        for ending in ("json", "safetensors", "optimizer.pt"):
+            (folder / f"{old}.{ending}").unlink(missing_ok=True)
+    for old in (*folder.glob("evaluation.*.json"), *(folder / name for name in RESULTS)):
+        old.unlink(missing_ok=True)
 
 
 def _calibrate(network: Network, loader: Any, config: TrainConfig) -> None:

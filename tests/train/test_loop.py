@@ -131,7 +131,8 @@ def test_optimizer_state_is_not_unpickled(config: TrainConfig) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return Path.touch, (Path(config.output) / "sprung",)  # pyright: ignore[reportReturnType]
 
-    folder = train(replace(config, optim=replace(config.optim, epochs=1)), quiet=True)
+    config = replace(config, optim=replace(config.optim, epochs=1))
+    folder = train(config, quiet=True)
     torch.save(Trap(), folder / "last.optimizer.pt")
     with pytest.raises(ValueError, match="not the optimizer state"):
         train(replace(config, resume=True), quiet=True)
@@ -165,3 +166,40 @@ def test_run_facts_hold_what_a_result_depends_on(config: TrainConfig) -> None:
     assert facts["bits"] == 24
     assert facts["classes"] == ["left", "right"]
     assert {"commit", "python", "device", "seed", "recipe_hash"} <= set(facts)
+
+
+def test_overwriting_with_a_bad_setting_loses_nothing(config: TrainConfig) -> None:
+    folder = train(config, quiet=True)
+    evaluate_run(load_run(folder), "test")
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for bad in (replace(config.model, block=0), replace(config.model, beta=2.0)):
+        with pytest.raises(ValueError, match="expected"):
+            train(replace(config, model=bad, overwrite=True), quiet=True)
+        assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_overwriting_leaves_nothing_of_the_old_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = train(config, quiet=True)
+    evaluate_run(load_run(folder), "test")
+    (folder / "report.html").write_text("old")
+
+    def stops(*_: object) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop._Trainer, "_epoch", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(config, overwrite=True, seed=1), quiet=True)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"config.yaml", "run.json", "metrics.csv", "metrics.jsonl", "tensorboard"}
+
+
+@pytest.mark.parametrize("part", ["optim", "model", "seed"])
+def test_resuming_with_other_settings_is_refused(config: TrainConfig, part: str) -> None:
+    train(config, quiet=True)
+    other = {
+        "optim": replace(config.optim, epochs=9),
+        "model": replace(config.model, beta=0.5),
+        "seed": 7,
+    }[part]
+    with pytest.raises(ValueError, match=f"resume goes on with the settings of the run; {part}: expected"):
+        train(replace(config, resume=True, **{part: other}), quiet=True)  # pyright: ignore[reportArgumentType]

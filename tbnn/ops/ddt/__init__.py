@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt import closed_form, cpu
 from tbnn.ops.ddt.closed_form import Sums
-from tbnn.ops.ddt.reference import ddt_reference, split_blocks
+from tbnn.ops.ddt.reference import ddt_reference
 from tbnn.ops.kernels import as_numpy, backend_for
 
 FORMS = ("affine", "linear")
@@ -115,17 +115,12 @@ class BlockLayout:
         x = x.permute([self.order.index(a) for a in range(len(self.order))])
         return x.squeeze(0) if self.scalar else x
 
-    def expand(self, per_block: Tensor) -> Tensor:
-        """One value a block (outer, runs, inner) -> broadcast to the tensor's shape."""
-        lengths = [min(self.block, self.sizes[1] - lo) for lo in range(0, self.sizes[1], self.block)]
-        return self.join(per_block.repeat_interleave(torch.tensor(lengths, device=per_block.device), dim=1))
-
 
 def _reference_blocks(x3: Tensor, q3: Tensor, lam: float, form: str, block: int) -> Tensor:
     """The reference over (outer, n, inner), block by block."""
     if lam == 0:
         closed_form.solve(sums_of(x3, q3, block), lam, form)  # raises where the slope is undefined
-    pieces = zip(split_blocks(x3.transpose(1, 2), block), split_blocks(q3.transpose(1, 2), block), strict=True)
+    pieces = zip(*(torch.split(t.transpose(1, 2), block, dim=-1) for t in (x3, q3)), strict=True)
     return torch.cat([ddt_reference(x, q, lam, form) for x, q in pieces], dim=-1).transpose(1, 2)
 
 

@@ -1,6 +1,5 @@
 """The denoising dequantization transform by its definition, differentiated by autograd (arXiv 2409.09245)."""
 
-import torch
 from torch import Tensor
 
 
@@ -17,8 +16,3 @@ def ddt_reference(x: Tensor, q: Tensor, lam: float, form: str) -> Tensor:
     covariance = ((x - x_mean) * (q - q_mean)).mean(-1, keepdim=True)
     variance = (q - q_mean).square().mean(-1, keepdim=True)
     return covariance / (variance + lam) * (q - q_mean) + x_mean
-
-
-def split_blocks(x: Tensor, block: int) -> list[Tensor]:
-    """Cut (rows, n) into runs of ``block`` along the last axis: a list of (rows, length), the last maybe shorter."""
-    return list(torch.split(x, block, dim=-1))

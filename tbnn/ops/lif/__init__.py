@@ -193,9 +193,8 @@ class _Lif(torch.autograd.Function):
             work=current.numel(),
         )
         moments = None
-        ctx.sums = None
         if gradient.emit == "denoised":
-            moments = _emit_denoised(ctx, spikes, v, trace, beta, threshold, settings)
+            moments = _emit_denoised(spikes, v, trace, beta, threshold, settings)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(v, trace, beta, threshold, v0, trace0)
@@ -213,7 +212,7 @@ class _Lif(torch.autograd.Function):
         gradient = settings.gradient
         dout = v.new_zeros((1, 1, v.shape[2])) if grads[0] is None else unexpanded(grads[0])
         kind, shape = _kind(gradient), _shape(gradient)
-        factors = _factors(ctx, dout, v, trace, beta, threshold, settings)
+        factors = _factors(dout, v, trace, beta, threshold, settings)
         dstate = grads[2] if gradient.uses_trace else grads[1]
         carry = torch.zeros_like(v0) if dstate is None else dstate.clone(memory_format=torch.contiguous_format)
         learn = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
@@ -269,7 +268,7 @@ def _spread(per_block: np.ndarray[Any, Any], like: Tensor) -> np.ndarray[Any, An
 
 
 def _factors(
-    ctx: Any, dout: Tensor, v: Tensor, trace: Tensor, beta: Tensor, threshold: Tensor, settings: _Settings
+    dout: Tensor, v: Tensor, trace: Tensor, beta: Tensor, threshold: Tensor, settings: _Settings
 ) -> np.ndarray[Any, Any]:
     """k0, kG, kx, kq of every neuron (and step): (4, 1 or T, F)."""
     gradient = settings.gradient
@@ -287,7 +286,7 @@ def _factors(
 
 
 def _emit_denoised(
-    ctx: Any, spikes: Tensor, v: Tensor, trace: Tensor, beta: Tensor, threshold: Tensor, settings: _Settings
+    spikes: Tensor, v: Tensor, trace: Tensor, beta: Tensor, threshold: Tensor, settings: _Settings
 ) -> Tensor | None:
     """Replace the spikes by a·q + b; the block moments, unless a and b were given."""
     if settings.affine is not None:
