@@ -110,7 +110,11 @@ def _clear(folder: Path) -> None:
     for old in ("best", "last"):
         for ending in ("json", "safetensors", "optimizer.pt"):
             (folder / f"{old}.{ending}").unlink(missing_ok=True)
-    for old in (*folder.glob("evaluation.*.json"), *(folder / name for name in RESULTS)):
+    for old in (
+        *folder.glob("evaluation.*.json"),
+        *folder.glob("tensorboard/events.*"),
+        *(folder / name for name in RESULTS),
+    ):
         old.unlink(missing_ok=True)
 
 

@@ -191,6 +191,7 @@ def test_overwriting_leaves_nothing_of_the_old_run(config: TrainConfig, monkeypa
         train(replace(config, overwrite=True, seed=1), quiet=True)
     left = {path.name for path in folder.iterdir()}
     assert left == {"config.yaml", "run.json", "metrics.csv", "metrics.jsonl", "tensorboard"}
+    assert len(list((folder / "tensorboard").iterdir())) == 1
 
 
 @pytest.mark.parametrize("part", ["optim", "model", "seed"])
