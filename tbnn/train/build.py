@@ -1,39 +1,91 @@
 """From a configuration to a network."""
 
+from typing import Any
+
 from torch import nn
 
-from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent
+from tbnn.nn import (
+    Adaptive,
+    AdLIF,
+    BinaryLinear,
+    Leaky,
+    LeakyIntegrator,
+    Network,
+    Neuron,
+    Recurrent,
+    Synaptic,
+    TargetRate,
+    Winners,
+    zoo,
+)
 from tbnn.train.config import ModelConfig
 
+NEURONS = {"leaky": Leaky, "synaptic": Synaptic, "adaptive": Adaptive, "adlif": AdLIF}
 
-def build_network(model: ModelConfig, in_features: int, classes: int) -> Network:
-    """Hidden layers of leaky neurons and a leaky readout: (T, B, in_features) -> (T, B, classes).
 
-    Raises ``ValueError`` for settings the layers refuse.
+def build_network(model: ModelConfig, sensor: tuple[int, int, int], classes: int) -> Network:
+    """The network of a configuration: (T, B, C·H·W) -> (T, B, classes), for a sensor of (C, H, W).
+
+    Raises ``ValueError`` for settings the layers refuse, and for a sensor too small for a convolutional net.
     """
+    channels, height, width = sensor
+    if model.network == "dense":
+        return _dense(model, channels * height * width, classes)
+    options: dict[str, Any] = {"weights": _weights(model), "neuron": lambda: _neuron(model)}
+    if model.recurrent:
+        raise ValueError(f"model.recurrent: expected false for the network {model.network!r}, got true")
+    options["input_shape"] = sensor
+    if model.network == "dvsgesture_conv":
+        return zoo.dvsgesture_conv(model.hidden[0], classes, dropout=model.dropout, **options)
+    options["beta_readout"] = model.beta_readout
+    if model.network == "vgg11":
+        return zoo.vgg11(classes, dropout=model.dropout, **options)
+    if model.network == "spiking_resnet":
+        return zoo.spiking_resnet(model.hidden, classes, **options)
+    return zoo.nmnist_conv(model.hidden, classes, dropout=model.dropout, **options)
+
+
+def _dense(model: ModelConfig, width: int, classes: int) -> Network:
+    """Hidden layers of neurons, each feeding back on itself if so configured."""
     layers: list[nn.Module] = []
-    width = in_features
     for hidden in model.hidden:
-        layers.append(_weights(model, width, hidden))
+        layers.append(_linear(model, width, hidden))
         neuron = _neuron(model)
-        layers.append(Recurrent(neuron, _weights(model, hidden, hidden)) if model.recurrent else neuron)
+        layers.append(Recurrent(neuron, _linear(model, hidden, hidden)) if model.recurrent else neuron)
         if model.dropout:
             layers.append(nn.Dropout(model.dropout))
         width = hidden
-    layers += [_weights(model, width, classes), LeakyIntegrator(model.beta_readout)]
-    return Network(layers)
+    return Network([*layers, _linear(model, width, classes), LeakyIntegrator(model.beta_readout)])
 
 
-def _weights(model: ModelConfig, width: int, out: int) -> nn.Module:
+def _linear(model: ModelConfig, width: int, out: int) -> nn.Module:
+    weights = _weights(model)
+    return nn.Linear(width, out) if weights == "float" else BinaryLinear(width, out, **weights)
+
+
+def _weights(model: ModelConfig) -> Any:
+    """The options of binary layers, or "float"."""
     if model.weights == "float":
-        return nn.Linear(width, out)
-    return BinaryLinear(width, out, estimator=model.estimator, form=model.form, lam=model.lam, block=model.block)
+        return "float"
+    sparsity = model.sparsity
+    if isinstance(sparsity, str):
+        n, colon, m = sparsity.partition(":")
+        if not (colon and n.isdigit() and m.isdigit()):
+            raise ValueError(f"model.sparsity: expected a share or N:M, got {sparsity!r}")
+        sparsity = (int(n), int(m))
+    names = ("scope", "estimator", "form", "lam", "block")
+    return {"bits": model.bits or None, "sparsity": sparsity, **{name: getattr(model, name) for name in names}}
 
 
-def _neuron(model: ModelConfig) -> Leaky:
-    return Leaky(
-        model.beta,
-        model.threshold,
+def _neuron(model: ModelConfig) -> Neuron:
+    own = {"synaptic": {"alpha": model.alpha}, "adaptive": {"rho": model.rho}, "adlif": {"rho": model.rho}}
+    activity = {"free": lambda _: None, "winners": Winners, "rate": TargetRate}[model.activity](model.activity_rate)
+    return NEURONS[model.neuron](
+        beta=model.beta,
+        threshold=model.threshold,
+        **own.get(model.neuron, {}),
+        learn_beta=model.learn_beta,
+        learn_threshold=model.learn_threshold,
         gradient=model.gradient,
         surrogate=model.spike_surrogate(),
         target=model.target,
@@ -45,4 +97,6 @@ def _neuron(model: ModelConfig) -> Leaky:
         lam=model.lam,
         scale=model.scale,
         floor=model.floor,
+        refractory=model.refractory,
+        activity=activity,
     )

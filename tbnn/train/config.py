@@ -54,28 +54,48 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A network of layers of leaky neurons, feed-forward or recurrent, with a leaky readout.
+    """A network of layers of spiking neurons with a leaky readout.
 
     Attributes:
-        hidden: neurons in each hidden layer.
+        network: "dense" (fully connected, by ``hidden`` and ``recurrent``), or a convolutional net of ``tbnn.nn.zoo``:
+            "nmnist_conv", "dvsgesture_conv", "vgg11" or "spiking_resnet".
+        hidden: neurons in each hidden layer; of a convolutional net that asks for them, its channels.
         recurrent: whether each hidden layer feeds back on itself, one step later.
-        weights: "binary" (one bit each) or "float".
-        estimator, form, lam, block: of binary weights, see ``tbnn.nn.BinaryLinear``.
-        beta, threshold, reset_mechanism: of the neurons, see ``tbnn.nn.Leaky``.
+        weights: "binary" (few bits each) or "float".
+        bits, sparsity, scope, estimator, form, lam, block: of binary weights, see ``tbnn.nn.BinaryLinear``; sparsity is a
+            share or "N:M"; bits 0 stands for full precision, sparsity alone.
+        neuron: "leaky", "synaptic", "adaptive" or "adlif".
+        beta, threshold, reset_mechanism, refractory: of the neurons, see ``tbnn.nn.Leaky``.
+        alpha: the synapse's decay of "synaptic" neurons; rho: the adaptation's of "adaptive" and "adlif" ones.
+        learn_beta, learn_threshold: train them.
+        activity: "free", "winners" or "rate": whether a share ``activity_rate`` of each layer's neurons spikes at most, or
+            a homeostatic threshold holds that rate.
         beta_readout: the readout's decay.
         gradient, surrogate, target, emit, stats, per_channel, differentiate_stats, scale, floor: of the spikes, see ``tbnn.nn.Leaky``.
         surrogate_width: the surrogate's parameter (alpha, slope or width); its default if not given.
         dropout: share of the spikes dropped in training.
     """
 
+    network: Literal["dense", "nmnist_conv", "dvsgesture_conv", "vgg11", "spiking_resnet"] = "dense"
     hidden: tuple[int, ...] = (256,)
     recurrent: bool = False
     weights: Literal["binary", "float"] = "binary"
-    estimator: Literal["ddt", "ste"] = "ddt"
+    bits: float = 1
+    sparsity: float | str = 0.0
+    scope: Literal["block", "row", "tensor"] = "row"
+    estimator: Literal["ddt", "ste", "ewgs", "reste"] = "ddt"
     form: Literal["affine", "linear"] = "affine"
     lam: float = 0.01
     block: int | None = None
+    neuron: Literal["leaky", "synaptic", "adaptive", "adlif"] = "leaky"
     beta: float = 0.9
+    alpha: float = 0.8
+    rho: float = 0.98
+    learn_beta: bool = False
+    learn_threshold: bool = False
+    refractory: int = 0
+    activity: Literal["free", "winners", "rate"] = "free"
+    activity_rate: float = 0.02
     beta_readout: float = 0.9
     threshold: float = 1.0
     reset_mechanism: Literal["subtract", "zero", "none"] = "subtract"
@@ -106,7 +126,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How the weights are trained: AdamW on the cross-entropy of the readout.
+    """How the weights are trained: AdamW on a loss of the readout.
 
     Attributes:
         epochs, batch_size: as they say.
@@ -115,7 +135,13 @@ class OptimConfig:
         weight_decay: AdamW's.
         label_smoothing: of the cross-entropy.
         clip_norm: largest norm of the gradient; no clipping if not given.
-        readout: scores are the readout's "mean", "max" or "last" value over time.
+        readout: scores are the readout's "mean", "max" or "last" value over time, or "count", its sum.
+        loss: "cross_entropy" of the scores, or "tet", of every step by itself (the scores then only tell the answer).
+        tet_lambda: of loss "tet", the weight of the readout's pull towards 1.
+        rate_weight: weight of the squared difference of every neuron's rate from ``rate_target``, a mean over neurons added
+            for each spiking layer; 0 leaves rates alone. The logged train_loss includes it, the validation_loss is always
+            the cross-entropy of the scores.
+        rate_target: that rate, in spikes per neuron and step.
         calibrate: firing rate at which every layer starts, on the first batch; 0 leaves the weights as drawn.
     """
 
@@ -126,7 +152,11 @@ class OptimConfig:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     clip_norm: float | None = None
-    readout: Literal["mean", "max", "last"] = "mean"
+    readout: Literal["mean", "max", "last", "count"] = "mean"
+    loss: Literal["cross_entropy", "tet"] = "cross_entropy"
+    tet_lambda: float = 0.05
+    rate_weight: float = 0.0
+    rate_target: float = 0.1
     calibrate: float = 0.1
 
     def __post_init__(self) -> None:
@@ -137,6 +167,9 @@ class OptimConfig:
         _within("optim.label_smoothing", self.label_smoothing, 0, 1)
         if self.clip_norm is not None:
             _above("optim.clip_norm", self.clip_norm, 0)
+        _within("optim.tet_lambda", self.tet_lambda, 0, 1)
+        _at_least("optim.rate_weight", self.rate_weight, 0)
+        _within("optim.rate_target", self.rate_target, 0, 1)
         if self.calibrate != 0 and not 0 < self.calibrate <= 0.5:
             raise ValueError(f"optim.calibrate: expected 0 or a rate in (0, 0.5], got {self.calibrate}")
 
@@ -165,5 +198,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite: expected at most one of them, got both")
+        if self.optim.rate_weight and self.model.emit == "denoised":
+            raise ValueError("optim.rate_weight: expected 0 with model.emit='denoised', whose output is no spikes")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed: expected a number in [0, 2^31), got {self.seed}")

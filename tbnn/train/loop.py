@@ -3,20 +3,23 @@
 import copy
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
 from tbnn.data import PackedFrames, make
 from tbnn.files import replacing
-from tbnn.losses import cross_entropy, logits
+from tbnn.losses import cross_entropy, logits, rate_target, temporal_efficient_training
 from tbnn.nn import Network, calibrate, health_warnings
+from tbnn.nn.health import spiking_layers
 from tbnn.train.batches import EpochOrder, augmented, epoch_generator, evaluation_loader, train_loader
 from tbnn.train.build import build_network
 from tbnn.train.config import OptimConfig, TrainConfig
@@ -60,7 +63,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
     packed = make(config.data.dataset, source=config.data.source, cache=config.data.cache)
     frames, validation = PackedFrames(packed, "train"), PackedFrames(packed, "validation")
     torch.manual_seed(config.seed)
-    network = build_network(config.model, frames.info.bits, len(frames.info.classes))
+    network = build_network(config.model, frames.info.sensor, len(frames.info.classes))
     order = EpochOrder(len(frames), config.seed)
     loader = train_loader(frames, order, config.optim.batch_size)
     if not config.resume:
@@ -147,6 +150,35 @@ def _resume(folder: Path, network: Network, optimizer: Optimizer, schedule: LRSc
         raise ValueError(f"{path}: not the optimizer state of this run ({str(error).splitlines()[0]})") from None
 
 
+@contextmanager
+def _spikes_of(network: nn.Module) -> Iterator[list[Tensor]]:
+    """What each spiking layer emits inside the ``with`` block, with its graph."""
+    spikes: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _layer, _args, output: spikes.append(output[0]))
+        for layer in spiking_layers(network).values()
+    ]
+    try:
+        yield spikes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _objective(model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig) -> tuple[Tensor, Tensor]:
+    """What training minimises, and the readout (T, B, C)."""
+    with _spikes_of(model) as spikes:
+        readout = model(x)[0]
+    if optim.loss == "tet":
+        loss = temporal_efficient_training(readout, labels, optim.tet_lambda, label_smoothing=optim.label_smoothing)
+    else:
+        loss = cross_entropy(readout, labels, optim.readout, optim.label_smoothing)
+    if optim.rate_weight:
+        for layer_spikes in spikes:
+            loss = loss + optim.rate_weight * rate_target(layer_spikes, optim.rate_target)
+    return loss, readout
+
+
 class _Trainer:
     """The loop itself, once everything is prepared."""
 
@@ -178,7 +210,7 @@ class _Trainer:
                     log.add(row)
                 display.epoch(row, best)
                 rates = {name.removeprefix("rate/"): value for name, value in row.items() if name.startswith("rate/")}
-                for line in health_warnings(rates):
+                for line in health_warnings(rates, self.accelerator.unwrap_model(self.model)):
                     display.say(f"warning: {line}")
         finally:
             display.close()
@@ -189,7 +221,7 @@ class _Trainer:
         """Run one small batch on a copy, so that compiling kernels is not counted as training."""
         words, labels = next(iter(self.loader))
         twin = copy.deepcopy(self.accelerator.unwrap_model(self.model))
-        cross_entropy(twin(words)[0], labels, self.readout).backward()
+        _objective(twin, words, labels, self.config.optim)[0].backward()
 
     def _epoch(self, epoch: int, display: Display) -> dict[str, float]:
         """Train one epoch and validate; the row of the log."""
@@ -227,8 +259,7 @@ class _Trainer:
     def _batch(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[float, int, float]:
         """One step of the optimizer: loss, correct answers, norm of the gradient."""
         optim = self.config.optim
-        readout = self.model(x)[0]
-        loss = cross_entropy(readout, labels, self.readout, optim.label_smoothing)
+        loss, readout = _objective(self.model, x, labels, optim)
         value = loss.item()
         if not math.isfinite(value):
             raise Diverged(

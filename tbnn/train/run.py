@@ -128,7 +128,7 @@ def run_facts(folder: Path, config: TrainConfig, info: StoreInfo, device: str, p
         "dataset": info.name,
         "recipe_hash": info.recipe_hash,
         "packed_file": str(packed),
-        "bits": info.bits,
+        "sensor": list(info.sensor),
         "classes": list(info.classes),
         "seed": config.seed,
         "device": device,
@@ -155,9 +155,10 @@ def load_run(folder: str | Path, which: str = "best") -> Run:
             f"{folder / 'config.yaml'}: not the configuration this run was trained with (its SHA-256 differs)"
         )
     config = config_from_file(folder / "config.yaml")
-    if not isinstance(facts.get("bits"), int) or not isinstance(facts.get("classes"), list):
-        raise ValueError(f"{folder / 'run.json'}: expected the entries 'bits' and 'classes', got {sorted(facts)}")
-    network = build_network(config.model, facts["bits"], len(facts["classes"]))
+    sensor = facts.get("sensor")
+    if not (isinstance(sensor, list) and len(sensor) == 3) or not isinstance(facts.get("classes"), list):
+        raise ValueError(f"{folder / 'run.json'}: expected the entries 'sensor' and 'classes', got {sorted(facts)}")
+    network = build_network(config.model, (sensor[0], sensor[1], sensor[2]), len(facts["classes"]))
     checkpoint = load_weights(folder / f"{which}.safetensors", network)
     network.eval()
     return Run(folder, config, facts, checkpoint, network)

@@ -59,7 +59,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, complaint: str) -> No
 )
 def test_impossible_networks_are_refused(settings: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        build_network(ModelConfig(**settings), 8, 2)  # pyright: ignore[reportArgumentType]
+        build_network(ModelConfig(**settings), (1, 1, 8), 2)  # pyright: ignore[reportArgumentType]
 
 
 def test_defaults_are_valid() -> None:

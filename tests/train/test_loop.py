@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def test_every_layer_starts_at_the_asked_rate(config: TrainConfig, monkeypatch: 
 def test_run_facts_hold_what_a_result_depends_on(config: TrainConfig) -> None:
     facts = json.loads((train(config, quiet=True) / "run.json").read_text())
     assert facts["torch"] == torch.__version__
-    assert facts["bits"] == 24
+    assert math.prod(facts["sensor"]) == 24
     assert facts["classes"] == ["left", "right"]
     assert {"commit", "python", "device", "seed", "recipe_hash"} <= set(facts)
 
