@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tbnn.nn.health import firing_rate
-from tbnn.nn.leaky import Leaky, LeakyIntegrator
-from tbnn.nn.network import Network
+from tbnn.nn.leaky import LeakyIntegrator
+from tbnn.nn.network import Network, call_stateless
+from tbnn.nn.neuron import Neuron
 from tbnn.nn.recurrent import Recurrent
+from tbnn.nn.stateful import Stateful
 
 logger = logging.getLogger("tbnn")
 
@@ -26,7 +28,8 @@ def calibrate(
 
     Whatever the density of the input, the form of the weights or the time constants, no layer starts silent or
     saturated. A readout's weights are scaled until its mean over time has the standard deviation ``readout_std``.
-    Scaling latent weights scales their 1-bit reconstruction alike. The feedback of a recurrent layer is set to
+    Scaling latent weights scales their reconstruction alike. A norm before a neuron takes its running statistics from the
+    batch, and its own weight is scaled. The layers of residual blocks are scaled inside them. The feedback of a recurrent layer is set to
     mean |w|·√N = ``feedback_gain`` first: above 1 a random recurrent layer amplifies its own activity, and the gradient.
 
     Args:
@@ -63,14 +66,17 @@ def _check(rate: float, **positive: float) -> None:
         raise ValueError(f"rate: expected a number in (0, 0.5], got {rate}")
 
 
-def _calibrate(network: Network, x: Tensor, rate: float, readout_std: float, feedback_gain: float) -> dict[str, float]:
+def _calibrate(
+    network: Network, x: Tensor, rate: float, readout_std: float, feedback_gain: float, prefix: str = ""
+) -> dict[str, float]:
     """Layer by layer: find the gain, scale the weights, run on; the rates reached."""
     reached: dict[str, float] = {}
     between: list[nn.Module]
     weighted: nn.Module | None = None  # the layer whose weights drive the next neuron
     source, between = x, []  # what enters that layer, and the layers from there to the neuron
     for name, layer in network.layers.named_children():
-        if isinstance(layer, (Leaky, Recurrent)):
+        path = f"{prefix}layers.{name}"
+        if isinstance(layer, (Neuron, Recurrent)):
             if isinstance(layer, Recurrent):
                 _set_feedback(layer.recurrent_layer, feedback_gain)
             if weighted is not None:
@@ -78,7 +84,7 @@ def _calibrate(network: Network, x: Tensor, rate: float, readout_std: float, fee
                 _scale(weighted, gain)
                 x = _through(between, source)
             x = layer(x)[0]
-            reached[f"layers.{name}"] = firing_rate(layer, x)
+            reached[path] = firing_rate(layer, x)
         elif isinstance(layer, LeakyIntegrator):
             std = layer(x)[0].mean(0).std().item()
             if weighted is not None and std > 0:
@@ -86,20 +92,39 @@ def _calibrate(network: Network, x: Tensor, rate: float, readout_std: float, fee
                 x = _through(between, source)
             x = layer(x)[0]
         else:
+            for part in ("body", "shortcut"):  # of a residual block
+                inner = getattr(layer, part, None)
+                if isinstance(inner, Network):
+                    reached |= _calibrate(inner, x, rate, readout_std, feedback_gain, f"{path}.{part}.")
             if isinstance(getattr(layer, "weight", None), Tensor):
                 weighted, source, between = layer, x, []
             between.append(layer)
-            x = layer(x)
+            x = _call(layer, x)
             continue
         weighted = None
     return reached
 
 
 def _through(layers: list[nn.Module], x: Tensor) -> Tensor:
-    """Run stateless layers in order."""
+    """Run layers in order."""
     for layer in layers:
-        x = layer(x)
+        x = _call(layer, x)
     return x
+
+
+def _call(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer on a sequence from rest; a norm takes its running statistics from it."""
+    if isinstance(layer, Stateful):
+        return layer(x)[0]
+    momentum = getattr(layer, "momentum", None)
+    if not (hasattr(layer, "running_mean") and isinstance(momentum, float)):
+        return call_stateless(layer, x, None)
+    setattr(layer, "momentum", 1.0)  # noqa: B010
+    try:
+        call_stateless(layer.train(), x, None)
+    finally:
+        setattr(layer, "momentum", momentum)  # noqa: B010
+    return call_stateless(layer.eval(), x, None)
 
 
 def _scale(layer: nn.Module, gain: float) -> None:
@@ -119,7 +144,7 @@ def _set_feedback(layer: nn.Module, gain: float) -> None:
             _scale(layer, gain / now)
 
 
-def _gain_for_rate(layer: Leaky | Recurrent, current: Tensor, rate: float) -> float:
+def _gain_for_rate(layer: Neuron | Recurrent, current: Tensor, rate: float) -> float:
     """The factor on ``current`` at which the layer fires at ``rate``: bisection on a logarithmic scale."""
 
     def fires(gain: float) -> float:

@@ -10,6 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tbnn.nn import BinaryLinear, FiringRates, Leaky, LeakyIntegrator, Network, Recurrent, calibrate
+from tbnn.nn.conv import BinaryConv2d
+from tbnn.nn.norm import TemporalBatchNorm
+from tbnn.nn.pool import Flatten
+from tbnn.nn.residual import Residual
 
 
 def network(form: str, beta: float, depth: int, recurrent: bool, binary: bool = True, **arguments: Any) -> Network:
@@ -171,3 +175,24 @@ def test_a_norm_without_weights_is_not_what_is_scaled() -> None:
 def test_gains_must_be_positive(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(arguments))}: expected a finite number > 0"):
         calibrate(network("affine", 0.9, 1, False), frames(0.1), **arguments)
+
+
+def test_norms_and_residual_blocks_start_alive() -> None:
+    """A norm's statistics come from the batch; every neuron, those inside a block too, starts near the rate."""
+    torch.manual_seed(0)
+    x = (torch.rand(8, 6, 2, 8, 8) < 0.1).float()
+    block = Residual([BinaryConv2d(4, 4, 3, padding=1), TemporalBatchNorm(4), Leaky(0.9)])
+    net = Network(
+        [BinaryConv2d(2, 4, 3, padding=1), TemporalBatchNorm(4), Leaky(0.9), block, Flatten(), BinaryLinear(256, 3), LeakyIntegrator(0.9)],
+        (2, 8, 8),
+    )
+    reached = calibrate(net, x, rate=0.1)
+    assert list(reached) == ["layers.2", "layers.3.body.layers.2"]
+    assert all(abs(rate - 0.1) < 0.03 for rate in reached.values()), reached
+    norm = net.layers[1]
+    assert norm.momentum == 0.1
+    current = net.layers[0](x)
+    assert torch.allclose(norm.running_mean, current.mean((0, 1, 3, 4)), atol=1e-5)
+    with FiringRates(net.train()) as rates, torch.no_grad():
+        net(x)
+    assert all(abs(rate - 0.1) < 0.04 for rate in rates.mean().values()), rates.mean()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tbnn.nn import FiringRates, Leaky, Network, Recurrent, health_warnings
+from tbnn.nn import BinaryLinear, FiringRates, Leaky, Network, Recurrent, health_warnings
 from tbnn.nn.health import firing_rate, spiking_layers
 
 
@@ -63,3 +63,15 @@ def test_dead_and_saturated_layers_of_a_network_are_found() -> None:
         net(torch.rand(20, 2, 5))
     lines = health_warnings(rates.mean())
     assert [line.split(":")[0] for line in lines] == ["layers.0 is dead", "layers.1 is saturated"]
+
+
+def test_constant_blocks_are_named() -> None:
+    net = Network([BinaryLinear(8, 4, block=4), Leaky(0.5)])
+    with torch.no_grad():
+        net.layers[0].weight.copy_(torch.tensor([1.0, -1, 1, -1, 1, 1, -1, -1]).expand(4, 8))
+    assert health_warnings({}, net) == []
+    with torch.no_grad():
+        net.layers[0].weight[0, :4] = 0.5
+        net.layers[0].weight[2] = -0.5
+    (line,) = health_warnings({}, net)
+    assert line == "layers.0 has 3 of 8 weight blocks of one value only (Var(q) = 0): their weights are their mean"

@@ -105,7 +105,7 @@ def test_truncated_back_propagation() -> None:
     assert not torch.allclose(total[0], whole[0])
     _, attached = net(x[:4])
     torch.autograd.grad(net(x[4:8], attached)[0].sum(), list(net.parameters()))
-    with pytest.raises(RuntimeError, match="second time"):
+    with pytest.raises(RuntimeError, match=r"the state layers.\d\S* carries the graph of an earlier sequence.*detach"):
         torch.autograd.grad(net(x[4:8], attached)[0].sum(), list(net.parameters()))
 
 
@@ -127,7 +127,78 @@ def test_refusals() -> None:
         net(torch.zeros(3, 2, 1, dtype=torch.int32))
     with pytest.raises(ValueError, match="state: expected one entry for each of 6 layers, got 2"):
         net(frames(), (None, None))
-    with pytest.raises(ValueError, match="packed words need a first layer with in_features"):
+    with pytest.raises(ValueError, match="packed words need input_shape, or a first layer with in_features"):
         Network([Leaky(0.5)])(torch.zeros(3, 2, 1, dtype=torch.int32))
     with pytest.raises(ValueError, match=r"BinaryLinear: expected \(..., 40\), got \(10, 4, 39\)"):
         net(frames(features=39))
+
+
+def test_input_shape_gives_flat_and_packed_frames_their_shape() -> None:
+    torch.manual_seed(0)
+    net = Network([torch.nn.Conv2d(2, 3, 3), Leaky(0.5), torch.nn.Flatten(2)], input_shape=(2, 5, 5))
+    x = (torch.rand(6, 3, 2, 5, 5) < 0.4).float()
+    y, _ = net(x)
+    assert y.shape == (6, 3, 27)
+    assert torch.equal(net(x.flatten(2))[0], y)
+    assert torch.equal(net(pack_bits(x.flatten(2)))[0], y)
+    state, steps = None, []
+    for x_t in x.unbind(0):
+        y_t, state = net.step(x_t, state)
+        steps.append(y_t)
+    assert torch.equal(torch.stack(steps), y)
+    with pytest.raises(ValueError, match=r"expected \(T, B, 2, 5, 5\) or the same features flat, got \(6, 3, 49\)"):
+        net(x.flatten(2)[:, :, :49])
+    with pytest.raises(ValueError, match="input_shape: expected sizes >= 1"):
+        Network([Leaky(0.5)], input_shape=(0, 3))
+
+
+def test_torchs_layers_of_one_batch_axis_see_time_and_batch_as_one() -> None:
+    norm, x = torch.nn.BatchNorm2d(3), torch.randn(4, 5, 3, 2, 2)
+    assert torch.allclose(Network([norm])(x)[0], torch.nn.BatchNorm2d(3)(x.flatten(0, 1)).reshape(x.shape))
+
+
+def test_a_padded_batch_is_each_sequence_alone() -> None:
+    net = Network([torch.nn.Linear(4, 6, bias=False), Leaky(0.5), torch.nn.Linear(6, 2), LeakyIntegrator(0.9)])
+    x, lengths = torch.randn(7, 3, 4), [7, 3, 1]
+    mask = torch.arange(7).unsqueeze(1) < torch.tensor(lengths)
+    y, state = net(torch.where(mask.unsqueeze(2), x, 9.0), mask=mask)
+    for b, n in enumerate(lengths):
+        alone, last = net(x[:n, b : b + 1])
+        torch.testing.assert_close(y[:n, b : b + 1], alone)
+        torch.testing.assert_close(state[3].v[b : b + 1], last[3].v)
+    assert y[~mask].abs().sum() == 0
+    # a stream goes on after the end of one of its sequences
+    more = torch.tensor([[True, False, False]])
+    net(x[:1], state, more)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(7, 2, dtype=torch.bool), r"mask: expected torch.bool \(7, 3\), got torch.bool \(7, 2\)"),
+        (torch.ones(7, 3), r"mask: expected torch.bool \(7, 3\), got torch.float32"),
+        (torch.tensor([[True, False, True]] * 7), r"at least one step in every sequence, got none in sequences \[1\]"),
+        (torch.tensor([[True, False, True]] + [[True] * 3] * 6), r"before its padding, got gaps in sequences \[1\]"),
+    ],
+    ids=["shape", "dtype", "empty", "gap"],
+)
+def test_refused_masks(mask: torch.Tensor, message: str) -> None:
+    layers = [Leaky(0.5), LeakyIntegrator(0.5), Recurrent(Leaky(0.5), torch.nn.Linear(4, 4))]
+    for module in (*layers, Network(layers)):
+        with pytest.raises(ValueError, match=message):
+            module(torch.zeros(7, 3, 4), mask=mask)
+
+
+def test_a_state_from_a_used_up_graph_is_named() -> None:
+    """The most frequent error of recurrent training names the state, for networks, layers and steps alike."""
+    net = Network([torch.nn.Linear(4, 4), Recurrent(Leaky(0.5), torch.nn.Linear(4, 4)), Leaky(0.5)])
+    x = torch.randn(5, 2, 4)
+    y, state = net(x)
+    y.sum().backward()
+    y, _ = net(x, state)
+    with pytest.raises(RuntimeError, match=r"the state layers.[12]\.\S+ carries the graph of an earlier sequence"):
+        y.sum().backward()
+    net(x, detach(state))[0].sum().backward()
+    kept, state = net(x)
+    kept.sum().backward(retain_graph=True)  # whoever keeps the graph may go on through it
+    net(x, state)[0].sum().backward()

@@ -7,7 +7,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from tbnn.nn import BinaryLinear, Leaky, LifState, Recurrent, RecurrentState
+from tbnn.nn import BinaryLinear, Leaky, LifState, Recurrent, RecurrentState, Synaptic
 
 
 def eighths(*shape: int) -> Tensor:
@@ -111,9 +111,63 @@ def test_refusals() -> None:
         Recurrent(Leaky(0.5), nn.Linear(3, 4))
     layer, x = Recurrent(Leaky(0.5), nn.Linear(3, 3)), torch.zeros(4, 2, 3)
     for bad in (x[0], x[:0], x[..., None]):
-        with pytest.raises(ValueError, match=r"Recurrent: expected \(T, B, N\) with T >= 1, got"):
+        with pytest.raises(ValueError, match=r"Recurrent: expected \(T, B, (features...\), no axis empty|3\)), got"):
             layer(bad)
     with pytest.raises(ValueError, match=r"state.out: expected \(2, 3\), got \(1, 3\)"):
         layer(x, RecurrentState(None, torch.zeros(1, 3)))
     with pytest.raises(ValueError, match=r"state.v: expected \(2, 3\) .* got \(2, 4\)"):
         layer(x, RecurrentState(LifState(torch.zeros(2, 4)), torch.zeros(2, 3)))
+
+
+@pytest.mark.parametrize("delay", [1, 2, 3])
+def test_a_delay_returns_spikes_later(delay: int) -> None:
+    """Against a loop; in halves and steps as well."""
+    layer, x = plain(6).recurrent_layer, eighths(13, 2, 6)
+    recurrent = Recurrent(Leaky(0.5), layer, delay=delay)
+    out, state = recurrent(x)
+    neuron, now, loop = Leaky(0.5), None, [torch.zeros(2, 6)] * delay
+    for x_t in x.unbind(0):
+        out_t, now = neuron.step(x_t + layer(loop[-delay]), now)
+        loop.append(out_t)
+    assert torch.equal(out, torch.stack(loop[delay:]))
+    first, middle = recurrent(x[:5])
+    second, last = recurrent(x[5:], middle)
+    assert torch.equal(torch.cat([first, second]), out)
+    assert torch.equal(last.out, state.out)
+    steps, now = [], None
+    for x_t in x.unbind(0):
+        out_t, now = recurrent.step(x_t, now)
+        steps.append(out_t)
+    assert torch.equal(torch.stack(steps), out)
+    with pytest.raises(ValueError, match=r"delay: expected a number of steps >= 1, got 0"):
+        Recurrent(Leaky(0.5), layer, delay=0)
+
+
+@pytest.mark.parametrize("delay", [1, 2])
+def test_a_padded_batch_is_each_sequence_alone(delay: int) -> None:
+    recurrent, x = Recurrent(Leaky(0.5, gradient="surrogate"), plain(6).recurrent_layer, delay=delay), eighths(9, 3, 6)
+    lengths = [9, 4, 1]
+    mask = torch.arange(9).unsqueeze(1) < torch.tensor(lengths)
+    out, state = recurrent(torch.where(mask.unsqueeze(2), x, torch.nan), mask=mask)
+    assert out[~mask].abs().sum() == 0
+    for b, n in enumerate(lengths):
+        alone, last = recurrent(x[:n, b : b + 1])
+        assert torch.equal(out[:n, b : b + 1], alone)
+        assert torch.equal(state.out[..., b : b + 1, :], last.out)
+        assert torch.equal(state.neuron.v[b : b + 1], last.neuron.v)
+
+
+def test_any_neuron_any_layer() -> None:
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    recurrent, x = Recurrent(Synaptic(0.5, 0.5), conv), eighths(6, 2, 3, 5, 5)
+    out, state = recurrent(x)
+    neuron, now, last, loop = Synaptic(0.5, 0.5), None, torch.zeros(2, 3, 5, 5), []
+    for x_t in x.unbind(0):
+        last, now = neuron.step(x_t + conv(last), now)
+        loop.append(last)
+    assert torch.equal(out, torch.stack(loop))
+    assert torch.equal(state.out, loop[-1])
+    with pytest.raises(ValueError, match=r"keeps the shape \(2, 3, 5, 5\), got \(2, 3, 3, 3\)"):
+        Recurrent(Leaky(0.5), nn.Conv2d(3, 3, 3))(x)
+    with pytest.raises(ValueError, match="from N to N channels, got 3 -> 4"):
+        Recurrent(Leaky(0.5), nn.Conv2d(3, 4, 3))

@@ -1,11 +1,10 @@
-"""The leaky integrate-and-fire neuron on the CPU: one scan forward, one pass for block sums, one scan backward.
+"""The neuron's equation on the CPU, a row of neurons at a time, and the scan that takes it through a sequence.
 
-Arrays are (T, B, F), parameters (F,). Parallel over samples and tiles of neurons; a task's membranes stay in L2.
-The backward pass of every estimator is ``du = w·(k0 + kG·G + kx·x + kq·q)``, with x and q the pair that the DDT
-reconciles, w = dx/du, and four factors a block (``closed_form.RidgeGradient``); a bare surrogate is kG = 1.
+Arrays are (T, B, F), parameters (F,). Parallel over samples and tiles of neurons; a task's states stay in L2. Loops
+write one array and read few: more than eight, and the compiler gives up proving that they do not overlap.
 """
 
-import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +16,39 @@ TILE = 1024  # neurons of a row worked on at once
 LANES = 1 << 15  # membranes of a task
 SUBTRACT, ZERO, NONE = 0, 1, 2
 RESETS = {"subtract": SUBTRACT, "zero": ZERO, "none": NONE}
-SURROGATE, SOFT, TRACE, INTEGRATE = 0, 1, 2, 3
+
+# Rows of ``Layer.coefficients``; those from RHO on are ``Second``'s, in its order.
+BETA, THRESHOLD, GAIN, RHO, FROM_V, FROM_CURRENT, FROM_SPIKE, CURRENT_GAIN, TO_V, TO_THRESHOLD = range(10)
+COEFFICIENTS, WITHOUT_SECOND = TO_THRESHOLD + 1, RHO
+
+Array = np.ndarray[Any, Any]
+
+
+class Layer(NamedTuple):
+    """What a kernel knows of a layer of neurons."""
+
+    coefficients: Array
+    """(3 or 10, F): β, θ, ``trace_gain``, and the second state's where there is one."""
+    reset: int
+    refractory: int
+    winners: int
+    """0: as many as there are."""
+    lengths: Array
+    """(B,) int64: steps of each sequence; what lies beyond is neither read nor, but for the output, written."""
+
+
+class Course(NamedTuple):
+    """States through a sequence: v and, where there is a second state, w."""
+
+    start: Array
+    """(1 or 2, 1, B, F)"""
+    steps: Array
+    """(1 or 2, T, B, F); (1, 0, B, F) where there is no such course."""
 
 
 @device_function
 def membrane_row(before, current, beta, threshold, reset, v):  # pyright: ignore
-    """One step of a row of membranes: ``v = β·before + current − θ·1[before > θ]``, or another reset."""
+    """One step of a row of plain membranes: ``v = β·before + current − θ·1[before > θ]``, or another reset."""
     zero = before.dtype.type(0)
     if reset == SUBTRACT:
         for f in range(v.size):
@@ -37,241 +63,154 @@ def membrane_row(before, current, beta, threshold, reset, v):  # pyright: ignore
             v[f] = beta[f] * before[f] + current[f]
 
 
+@device_function
+def advance_row(v_before, w_before, fired, current, coefficients, lo, reset, kept, v, w):  # pyright: ignore
+    """``cell.advance`` for a row, given the last step's spikes; without a second state w is not touched."""
+    hi = lo + v.size
+    beta, threshold = coefficients[BETA, lo:hi], coefficients[THRESHOLD, lo:hi]
+    if reset == ZERO:
+        one = v.dtype.type(1)
+        for f in range(v.size):
+            kept[f] = (one - fired[f]) * v_before[f]
+    else:
+        kept = v_before
+    if coefficients.shape[0] == WITHOUT_SECOND:
+        for f in range(v.size):
+            v[f] = beta[f] * kept[f] + current[f]
+    else:
+        rho, from_v, from_current = coefficients[RHO, lo:hi], coefficients[FROM_V, lo:hi], coefficients[FROM_CURRENT, lo:hi]
+        from_spike, gain, to_v = coefficients[FROM_SPIKE, lo:hi], coefficients[CURRENT_GAIN, lo:hi], coefficients[TO_V, lo:hi]
+        for f in range(v.size):
+            w[f] = rho[f] * w_before[f] + from_v[f] * kept[f] + from_current[f] * current[f] + from_spike[f] * fired[f]
+        for f in range(v.size):
+            v[f] = beta[f] * kept[f] + to_v[f] * w[f] + gain[f] * current[f]
+    if reset == SUBTRACT:
+        for f in range(v.size):
+            v[f] -= threshold[f] * fired[f]
+
+
+@device_function
+def state_row(course, i, t, b, lo, hi):  # pyright: ignore
+    """State i after step t; −1 is the start."""
+    return course.start[i, 0, b, lo:hi] if t < 0 else course.steps[i, t, b, lo:hi]
+
+
+@device_function
+def level_row(course, coefficients, t, b, lo, hi, buffer):  # pyright: ignore
+    """What is compared with θ: v itself, or v − ``to_threshold``·w, laid into ``buffer``."""
+    v = state_row(course, 0, t, b, lo, hi)
+    if coefficients.shape[0] == WITHOUT_SECOND:
+        return v
+    w, share = state_row(course, 1, t, b, lo, hi), coefficients[TO_THRESHOLD, lo:hi]
+    for f in range(hi - lo):
+        buffer[f] = v[f] - share[f] * w[f]
+    return buffer
+
+
+@device_function
+def above_row(level, threshold, fired):  # pyright: ignore
+    """fired = 1 where level > θ."""
+    one, zero = level.dtype.type(1), level.dtype.type(0)
+    for f in range(level.size):
+        fired[f] = one if level[f] > threshold[f] else zero
+
+
+@device_function
+def winners_row(level, threshold, winners, margins, fired):  # pyright: ignore
+    """Of the neurons that fired only the ``winners`` furthest above their threshold stay; of equals, the first."""
+    zero = level.dtype.type(0)
+    count = 0
+    for f in range(level.size):
+        if fired[f] > zero:
+            margins[count] = level[f] - threshold[f]
+            count += 1
+    if count <= winners:
+        return
+    last = np.partition(margins[:count], count - winners)[count - winners]
+    equals = winners
+    for f in range(count):
+        if margins[f] > last:
+            equals -= 1
+    for f in range(level.size):
+        if fired[f] > zero:
+            margin = level[f] - threshold[f]
+            if margin == last and equals > 0:
+                equals -= 1
+            elif margin <= last:
+                fired[f] = zero
+
+
+@device_function
+def rest_row(refractory, waiting, fired):  # pyright: ignore
+    """Count the refractory steps that are left."""
+    one, zero = waiting.dtype.type(1), waiting.dtype.type(0)
+    steps = waiting.dtype.type(refractory)
+    for f in range(waiting.size):
+        waiting[f] = steps if fired[f] > zero else max(zero, waiting[f] - one)
+
+
+@device_function
+def spike_row(level, threshold, waiting, layer, margins, fired):  # pyright: ignore
+    """fired = ``cell.spikes_of``; waiting goes one step on."""
+    above_row(level, threshold, fired)
+    if layer.refractory > 0:
+        one, zero = level.dtype.type(1), level.dtype.type(0)
+        for f in range(level.size):
+            fired[f] *= one if waiting[f] == zero else zero
+    if layer.winners > 0:
+        winners_row(level, threshold, layer.winners, margins, fired)
+    if layer.refractory > 0:
+        rest_row(layer.refractory, waiting, fired)
+
+
 @kernel
-def scan(current, beta, threshold, v0, trace0, reset, rows, v, trace, spikes):  # pyright: ignore
-    """Fill v, and trace and spikes unless they have no steps, all (T, B, F); a task takes ``rows`` samples."""
+def scan(current, layer, real, traces, spikes, waiting, rows):  # pyright: ignore
+    """Fill the courses that have steps; a task takes ``rows`` samples, and with winners all neurons of each.
+
+    ``spikes`` has a start, the spikes before the first step, unless v > θ tells them. waiting (B, F), or (1, 1) without
+    refractory steps, enters as the state before and leaves as the state after.
+    """
     steps, batch, features = current.shape
-    tiles = (features + TILE - 1) // TILE
-    with_trace, with_spikes = trace.shape[0] > 0, spikes.shape[0] > 0
-    one, zero = current.dtype.type(1), current.dtype.type(0)
+    coefficients, v_start, v_steps, out = layer.coefficients, real.start[0, 0], real.steps[0], spikes.steps[0]
+    second = 1 if coefficients.shape[0] > WITHOUT_SECOND else 0
+    with_traces, with_spikes, plain = traces.steps.shape[1] > 0, spikes.steps.shape[1] > 0, spikes.start.size == 0
+    tile = features if layer.winners > 0 else TILE
+    tiles = (features + tile - 1) // tile
     for task in prange((batch + rows - 1) // rows * tiles):
         first = task // tiles * rows
-        lo = task % tiles * TILE
-        hi = min(lo + TILE, features)
-        beta_n, threshold_n = beta[lo:hi], threshold[lo:hi]
+        lo = task % tiles * tile
+        hi = min(lo + tile, features)
+        beta, threshold = coefficients[BETA, lo:hi], coefficients[THRESHOLD, lo:hi]
+        room = 0 if plain else hi - lo
+        kept, buffer, silent = np.empty(room, current.dtype), np.empty(room, current.dtype), np.zeros(room, current.dtype)
         for t in range(steps):
             for b in range(first, min(first + rows, batch)):
-                before = v0[b, lo:hi] if t == 0 else v[t - 1, b, lo:hi]
-                current_t, v_t = current[t, b, lo:hi], v[t, b, lo:hi]
-                membrane_row(before, current_t, beta_n, threshold_n, reset, v_t)
-                if with_spikes:
-                    spikes_t = spikes[t, b, lo:hi]
-                    for f in range(hi - lo):
-                        spikes_t[f] = one if v_t[f] > threshold_n[f] else zero
-                if with_trace:
-                    faded, trace_t = trace0[b, lo:hi] if t == 0 else trace[t - 1, b, lo:hi], trace[t, b, lo:hi]
-                    for f in range(hi - lo):
-                        trace_t[f] = beta_n[f] * faded[f] + current_t[f]
+                if t >= layer.lengths[b]:
+                    if with_spikes:
+                        out[t, b, lo:hi] = 0
+                    continue
+                current_t, v = current[t, b, lo:hi], v_steps[t, b, lo:hi]
+                before = v_start[b, lo:hi] if t == 0 else v_steps[t - 1, b, lo:hi]
+                if plain:
+                    membrane_row(before, current_t, beta, threshold, layer.reset, v)
+                    if with_spikes:
+                        above_row(v, threshold, out[t, b, lo:hi])
+                else:
+                    w_before, w = state_row(real, second, t - 1, b, lo, hi), real.steps[second, t, b, lo:hi]
+                    fired = state_row(spikes, 0, t - 1, b, lo, hi)
+                    advance_row(before, w_before, fired, current_t, coefficients, lo, layer.reset, kept, v, w)
+                    level = level_row(real, coefficients, t, b, lo, hi, buffer)
+                    waiting_b = waiting[b, lo:hi] if layer.refractory > 0 else waiting[0]
+                    spike_row(level, threshold, waiting_b, layer, kept, out[t, b, lo:hi])
+                if with_traces:
+                    faded, w_faded = state_row(traces, 0, t - 1, b, lo, hi), state_row(traces, second, t - 1, b, lo, hi)
+                    trace, w_trace = traces.steps[0, t, b, lo:hi], traces.steps[second, t, b, lo:hi]
+                    advance_row(faded, w_faded, silent, current_t, coefficients, lo, NONE, kept, trace, w_trace)
 
 
-@device_function
-def slope_row(v, threshold, shape, p, w):  # pyright: ignore
-    """w = the surrogate's derivative at v − θ; ``shape`` is Surrogate.code, ``p`` its parameter."""
-    one, half, zero = v.dtype.type(1), v.dtype.type(0.5), v.dtype.type(0)
-    width = v.dtype.type(p)
-    if shape == 1:
-        c = v.dtype.type(math.pi / 2 * p)
-        for f in range(w.size):
-            cu = c * (v[f] - threshold[f])
-            w[f] = half * width / (one + cu * cu)
-    elif shape == 2:
-        for f in range(w.size):
-            d = one + width * abs(v[f] - threshold[f])
-            w[f] = one / (d * d)
-    elif shape == 3:
-        for f in range(w.size):
-            e = np.exp(-width * abs(v[f] - threshold[f]))
-            w[f] = width * e / ((one + e) * (one + e))
-    elif shape == 4:
-        for f in range(w.size):
-            w[f] = max(zero, one - abs(v[f] - threshold[f]) / width)
-    else:
-        for f in range(w.size):
-            w[f] = one / width if abs(v[f] - threshold[f]) <= half * width else zero
-
-
-@device_function
-def soft_row(v, threshold, shape, p, x):  # pyright: ignore
-    """x = the soft spike at v − θ."""
-    one, half = v.dtype.type(1), v.dtype.type(0.5)
-    width, inverse_pi = v.dtype.type(p), v.dtype.type(1 / math.pi)
-    if shape == 1:
-        c = v.dtype.type(math.pi / 2 * p)
-        for f in range(x.size):
-            x[f] = half + inverse_pi * np.arctan(c * (v[f] - threshold[f]))
-    elif shape == 2:
-        for f in range(x.size):
-            ku = width * (v[f] - threshold[f])
-            x[f] = half + half * ku / (one + abs(ku))
-    elif shape == 3:
-        for f in range(x.size):
-            x[f] = one / (one + np.exp(-width * (v[f] - threshold[f])))
-    elif shape == 4:
-        for f in range(x.size):
-            z = min(one, max(-one, (v[f] - threshold[f]) / width))
-            x[f] = half + z - half * z * abs(z)
-    else:
-        for f in range(x.size):
-            x[f] = min(one, max(v.dtype.type(0), half + (v[f] - threshold[f]) / width))
-
-
-@device_function
-def target_rows(kind, v, trace, beta, threshold, shape, p, area, floor, x, q, w):  # pyright: ignore
-    """Fill the pair (x, q) that the DDT reconciles and w = dx/du (SOFT) or dx/dL (TRACE) for one row."""
-    one, zero = v.dtype.type(1), v.dtype.type(0)
-    if kind == SOFT:
-        soft_row(v, threshold, shape, p, x)
-        slope_row(v, threshold, shape, p, w)
-        normal = v.dtype.type(1 / area)
-        for f in range(x.size):
-            q[f] = one if v[f] > threshold[f] else zero
-            w[f] = w[f] * normal
-    else:
-        lowest = v.dtype.type(floor)
-        for f in range(x.size):
-            gain = (one - beta[f]) / threshold[f]
-            raw = gain * trace[f]
-            fired = one if v[f] > threshold[f] else zero
-            x[f] = min(one, max(lowest, raw))
-            q[f] = gain * beta[f] * (trace[f] - v[f]) + (one - beta[f]) * fired
-            w[f] = gain if lowest <= raw <= one else zero
-
-
-@kernel
-def target_sums(kind, v, trace, grad, beta, threshold, shape, p, area, floor, by_step, out):  # pyright: ignore
-    """Fill out (5 or 7, 1 or T, F) with Σx, Σq, Σq², Σxq, n and, where grad has steps, ΣG, ΣGq, over batch (and time).
-
-    One entry a neuron and, with by_step, a step; the caller adds neurons up where a block holds several.
-    """
-    steps, batch, features = v.shape
-    tiles = (features + TILE - 1) // TILE
-    groups = steps if by_step else 1
-    with_grad = grad.shape[0] > 0
-    for task in prange(groups * tiles):
-        group = task // tiles
-        lo = task % tiles * TILE
-        hi = min(lo + TILE, features)
-        x, q, w = np.empty(hi - lo, v.dtype), np.empty(hi - lo, v.dtype), np.empty(hi - lo, v.dtype)
-        out[:, group, lo:hi] = 0.0
-        first, last = (group, group + 1) if by_step else (0, steps)
-        for t in range(first, last):
-            for b in range(batch):
-                level = trace[t, b, lo:hi] if kind == TRACE else v[t, b, lo:hi]
-                target_rows(kind, v[t, b, lo:hi], level, beta[lo:hi], threshold[lo:hi], shape, p, area, floor, x, q, w)
-                for f in range(hi - lo):
-                    xf, qf = np.float64(x[f]), np.float64(q[f])
-                    out[0, group, lo + f] += xf
-                    out[1, group, lo + f] += qf
-                    out[2, group, lo + f] += qf * qf
-                    out[3, group, lo + f] += xf * qf
-                if with_grad:
-                    for f in range(hi - lo):
-                        g = np.float64(grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0, lo + f])
-                        out[5, group, lo + f] += g
-                        out[6, group, lo + f] += g * np.float64(q[f])
-        out[4, group, lo:hi] = float(batch * (last - first))
-
-
-@kernel
-def emit_affine(spikes, a, b):  # pyright: ignore
-    """spikes = a·spikes + b in place; spikes (T, B, F), a and b (1 or T, F)."""
-    steps, batch, features = spikes.shape
-    for row in prange(steps * batch):
-        t = row // batch
-        k = t if a.shape[0] > 1 else 0
-        for f in range(features):
-            spikes[t, row % batch, f] = a[k, f] * spikes[t, row % batch, f] + b[k, f]
-
-
-@device_function
-def drive_row(kind, grad, v, level, beta, threshold, shape, p, area, floor, k0, kg, kx, kq, x, q, w, du):  # pyright: ignore
-    """du: the gradient that this step's output sends into the state (v, or the trace ``level`` with TRACE)."""
-    if kind == SURROGATE:
-        slope_row(v, threshold, shape, p, w)
-        for f in range(du.size):
-            du[f] = kg[f] * grad[f] * w[f]
-    elif kind == INTEGRATE:
-        for f in range(du.size):
-            du[f] = grad[f]
-    else:
-        target_rows(kind, v, level, beta, threshold, shape, p, area, floor, x, q, w)
-        for f in range(du.size):
-            du[f] = w[f] * (k0[f] + kg[f] * grad[f] + kx[f] * x[f] + kq[f] * q[f])
-
-
-@device_function
-def carry_row(before, du, beta, threshold, reset, carry, d):  # pyright: ignore
-    """d = du + carry, this step's gradient of the state and of the current; carry goes on to the step before."""
-    one, zero = du.dtype.type(1), du.dtype.type(0)
-    if reset == ZERO:
-        for f in range(du.size):
-            d[f] = du[f] + carry[f]
-            carry[f] = beta[f] * d[f] * (zero if before[f] > threshold[f] else one)
-    else:
-        for f in range(du.size):
-            d[f] = du[f] + carry[f]
-            carry[f] = beta[f] * d[f]
-
-
-@device_function
-def parameter_row(kind, reset, before, faded, level, du, d, beta, threshold, dbeta, dthreshold):  # pyright: ignore
-    """Add this step's share to the gradients of β and θ; ``faded`` is the trace one step before, with TRACE."""
-    one, zero = du.dtype.type(1), du.dtype.type(0)
-    for f in range(du.size):
-        fired = one if before[f] > threshold[f] else zero
-        if kind == TRACE:
-            dbeta[f] += d[f] * faded[f] - du[f] * level[f] / (one - beta[f])
-            dthreshold[f] -= du[f] * level[f] / threshold[f]
-        elif reset == ZERO:
-            dbeta[f] += d[f] * before[f] * (one - fired)
-            dthreshold[f] -= du[f]
-        else:
-            dbeta[f] += d[f] * before[f]
-            dthreshold[f] -= du[f] + (d[f] * fired if reset == SUBTRACT else zero)
-
-
-@kernel
-def scan_backward(
-    kind, grad, v, trace, v0, trace0, beta, threshold, reset, shape, p, area, floor, factors, learn, rows, carry, dbeta, dthreshold, dcurrent
-):  # pyright: ignore  # fmt: skip
-    """Walk time backwards: dcurrent (T, B, F); carry (B, F) enters as the final state's gradient, leaves as the first's.
-
-    grad is (1 or T, 1 or B, F); factors (4, 1 or T, F) are k0, kG, kx, kq of the module's docstring; the state is v, or
-    with TRACE the trace. INTEGRATE takes grad as the gradient of v itself. With ``learn`` dbeta and dthreshold (B, F)
-    are filled as well. A task takes ``rows`` samples.
-    """
-    steps, batch, features = v.shape
-    tiles = (features + TILE - 1) // TILE
-    for task in prange((batch + rows - 1) // rows * tiles):
-        first = task // tiles * rows
-        lo = task % tiles * TILE
-        hi = min(lo + TILE, features)
-        n = hi - lo
-        x, q, w, du = np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype)
-        beta_n, theta_n = beta[lo:hi], threshold[lo:hi]
-        for t in range(steps - 1, -1, -1):
-            s = t if factors.shape[1] > 1 else 0
-            k0, kg, kx, kq = factors[0, s, lo:hi], factors[1, s, lo:hi], factors[2, s, lo:hi], factors[3, s, lo:hi]
-            for b in range(first, min(first + rows, batch)):
-                g = grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0, lo:hi]
-                before = v0[b, lo:hi] if t == 0 else v[t - 1, b, lo:hi]
-                level = trace[t, b, lo:hi] if kind == TRACE else v[t, b, lo:hi]
-                d = dcurrent[t, b, lo:hi]
-                drive_row(
-                    kind, g, v[t, b, lo:hi], level, beta_n, theta_n, shape, p, area, floor, k0, kg, kx, kq, x, q, w, du
-                )
-                carry_row(before, du, beta_n, theta_n, reset, carry[b, lo:hi], d)
-                if learn:
-                    faded = before
-                    if kind == TRACE:
-                        faded = trace0[b, lo:hi] if t == 0 else trace[t - 1, b, lo:hi]
-                    parameter_row(
-                        kind, reset, before, faded, level, du, d, beta_n, theta_n, dbeta[b, lo:hi], dthreshold[b, lo:hi]
-                    )
-
-
-def rows_per_task(batch: int, features: int) -> int:
+def rows_per_task(batch: int, features: int, winners: int = 0) -> int:
     """How many samples one task takes: all cores busy, the membranes of a step in L2, memory read in long runs."""
-    tiles = -(-features // TILE)
+    tile = features if winners > 0 else min(features, TILE)
+    tiles = -(-features // tile)
     fair = -(-batch * tiles // torch.get_num_threads()) // tiles
-    return max(1, min(batch, fair, LANES // min(features, TILE)))
+    return max(1, min(batch, fair, LANES // tile))

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tbnn.ops.kernels import as_numpy, backend_for, fresh, unexpanded
-from tbnn.ops.lif import cpu
+from tbnn.ops.lif import backward, cpu
+from tbnn.ops.lif.target import INTEGRATE, Estimator
 
 
 def leaky_integrate(current: Tensor, beta: Tensor, v0: Tensor, backend: str | None = None) -> Tensor:
@@ -31,25 +33,34 @@ class _Integrate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: Tensor, beta: Tensor, v0: Tensor) -> Tensor:
         current, beta, v0 = current.contiguous(), beta.contiguous(), v0.contiguous()
-        v, nothing = fresh(current.shape, current.dtype), current.new_empty((0, *v0.shape))
-        threshold = torch.zeros_like(beta)
-        arrays = (as_numpy(t) for t in (current, beta, threshold, v0, v0))
-        cpu.scan(
-            *arrays, cpu.NONE, cpu.rows_per_task(*v0.shape), *map(as_numpy, (v, nothing, nothing)), work=current.numel()
-        )
+        v = fresh(current.shape, current.dtype)
+        layer, real, nothing = _arguments(v, beta, v0)
+        counter = np.empty((1, 1), nothing.start.dtype)
+        rows = cpu.rows_per_task(*v0.shape)
+        cpu.scan(as_numpy(current), layer, real, nothing, nothing, counter, rows, work=current.numel())
         ctx.save_for_backward(v, beta, v0)
         return v
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         v, beta, v0 = ctx.saved_tensors
-        carry, dbeta, unused = torch.zeros_like(v0), torch.zeros_like(v0), torch.zeros_like(v0)
-        dcurrent, no_trace, threshold = fresh(v.shape, v.dtype), v.new_empty((0, *v0.shape)), torch.zeros_like(beta)
-        factors = as_numpy(v.new_zeros((4, 1, beta.numel())))
-        inputs = (as_numpy(t) for t in (unexpanded(grads[0]), v, no_trace, v0, v0, beta, threshold))
-        outputs = (as_numpy(t) for t in (carry, dbeta, unused, dcurrent))
-        cpu.scan_backward(
-            cpu.INTEGRATE, *inputs, cpu.NONE, 1, 1.0, 1.0, 0.0, factors, ctx.needs_input_grad[1], cpu.rows_per_task(*v0.shape), *outputs, work=v.numel()
+        layer, real, nothing = _arguments(v, beta, v0)
+        carry, dcurrent = torch.zeros_like(v0), fresh(v.shape, v.dtype)
+        learn = np.zeros(cpu.COEFFICIENTS, bool)
+        learn[cpu.BETA] = ctx.needs_input_grad[1]
+        totals = v.new_zeros((1 if learn[cpu.BETA] else 0, *v0.shape))
+        factors = np.zeros((4, 1, beta.numel()), nothing.start.dtype)
+        backward.scan_backward(
+            Estimator(INTEGRATE), layer, real, real, nothing, nothing.steps[0], as_numpy(unexpanded(grads[0])), factors,
+            learn, cpu.rows_per_task(*v0.shape), as_numpy(carry[None]), as_numpy(totals), as_numpy(dcurrent), work=v.numel(),
         )  # fmt: skip
-        return dcurrent, dbeta.sum(0), carry
+        return dcurrent, totals[cpu.BETA].sum(0) if learn[cpu.BETA] else None, carry
+
+
+def _arguments(v: Tensor, beta: Tensor, v0: Tensor) -> tuple[cpu.Layer, cpu.Course, cpu.Course]:
+    """The integrator as a layer of neurons that never spike, its course, and an empty one."""
+    empty = np.empty((1, 0, *v0.shape), as_numpy(v0).dtype)
+    coefficients = np.stack([as_numpy(beta)] * cpu.WITHOUT_SECOND)
+    layer = cpu.Layer(coefficients, cpu.NONE, 0, 0, np.full(v.shape[1], v.shape[0]))
+    return layer, cpu.Course(as_numpy(v0)[None, None], as_numpy(v)[None]), cpu.Course(empty, empty)

@@ -1,0 +1,265 @@
+"""Spiking neurons by fused kernels: three passes over the sequence and the autograd function around them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
+
+from tbnn.ops.ddt import closed_form
+from tbnn.ops.ddt.closed_form import Sums
+from tbnn.ops.kernels import as_numpy, fresh, unexpanded
+from tbnn.ops.lif import backward, cpu, target
+from tbnn.ops.lif.cell import Cell, Rule, effective, spikes_of, trace_gain
+from tbnn.ops.lif.gradient import SpikeGradient
+from tbnn.ops.lif.reference import LifResult, Statistics
+from tbnn.ops.lif.state import LifState
+
+
+class _Settings(NamedTuple):
+    """The arguments of the autograd function that take no gradient."""
+
+    rule: Rule
+    gradient: SpikeGradient
+    statistics: Statistics
+    affine: tuple[Tensor, Tensor] | None
+    lengths: cpu.Array  # (B,) int64
+    learn: cpu.Array  # (10,) bool: the coefficients whose gradients the kernel adds up
+    spikes: Tensor | None  # (B, F) before the first step, but for plain neurons, whose v > θ tells them
+    waiting: Tensor | None  # (B, F)
+
+
+class _Saved(NamedTuple):
+    """What the backward pass reads; None where the neuron has no such thing."""
+
+    coefficients: Tensor  # (3 or 10, F)
+    start: Tensor  # (1 or 2, 1, B, F): v, and w where there is one
+    states: Tensor  # (1 or 2, T, B, F)
+    trace_start: Tensor | None
+    traces: Tensor | None
+    spikes: Tensor | None  # (1, T, B, F) of gated neurons: no level tells them
+    current: Tensor | None  # where a gradient reads it
+
+
+class _Run(NamedTuple):
+    """The same as the kernels see it."""
+
+    layer: cpu.Layer
+    real: cpu.Course
+    traces: cpu.Course
+    spikes: cpu.Course
+    estimator: target.Estimator
+
+    @property
+    def driven(self) -> cpu.Course:
+        """The course that the gradient runs through."""
+        return self.traces if self.estimator.kind == target.TRACE else self.real
+
+
+def lif_fused(
+    current: Tensor,
+    cell: Cell,
+    state: LifState,
+    rule: Rule,
+    gradient: SpikeGradient,
+    statistics: Statistics,
+    affine: tuple[Tensor, Tensor] | None,
+) -> LifResult:
+    """:func:`lif_reference` by the fused kernels."""
+    second = cell.second is not None
+    # The trace's gain is a coefficient of its own: autograd leads its gradient on to those that it is made of.
+    gain = trace_gain(cell) if gradient.uses_trace else torch.ones_like(cell.beta)
+    coefficients = cell.beta, cell.threshold, gain, *(cell.second or ())
+    learn = np.zeros(cpu.COEFFICIENTS, bool)
+    learn[: len(coefficients)] = [c.requires_grad for c in coefficients]
+    if gradient.uses_trace:  # the trace knows spikes through its gain alone
+        learn[[cpu.THRESHOLD, cpu.FROM_SPIKE]] = False
+    settings = _Settings(
+        rule, gradient, statistics, affine, _lengths(statistics, current), learn, _before(state, cell), state.waiting
+    )
+    start = _stacked(state.v, state.w)
+    if gradient.uses_trace:
+        start = start.detach()
+    trace_start = None if state.trace is None else _stacked(state.trace, state.w_trace)
+    out, last, trace_last, spikes, waiting, moments = _Lif.apply(
+        current, torch.stack(coefficients), start, trace_start, settings
+    )
+    v, w = last.unbind(0) if second else (last.squeeze(0), None)
+    trace = w_trace = None
+    if trace_last is not None:
+        trace, w_trace = trace_last.unbind(0) if second else (trace_last.squeeze(0), None)
+    return LifResult(out, LifState(v, trace, w, w_trace, spikes, waiting), moments)
+
+
+def _lengths(statistics: Statistics, current: Tensor) -> cpu.Array:
+    steps, batch = current.shape[:2]
+    if statistics.alive is None:
+        return np.full(batch, steps)
+    return as_numpy(statistics.alive.sum(0).to(torch.int64))
+
+
+def _before(state: LifState, cell: Cell) -> Tensor | None:
+    """The spikes before the first step: those of the state, or those that its level tells; None for plain neurons."""
+    if state.spikes is not None or cell.second is None:
+        return state.spikes
+    constants, (v, _, w, *_) = cell.detach(), state.detach()
+    return spikes_of(effective(v, w, constants), constants.threshold, None, None)
+
+
+def _stacked(v: Tensor, w: Tensor | None) -> Tensor:
+    """States (B, F) as the start of a course, (1 or 2, 1, B, F)."""
+    return (v.unsqueeze(0) if w is None else torch.stack([v, w])).unsqueeze(1)
+
+
+class _Lif(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, current: Tensor, coefficients: Tensor, start: Tensor, trace_start: Tensor | None, settings: _Settings
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        rule, by_trace = settings.rule, trace_start is not None
+        current, start = current.contiguous(), start.contiguous()
+        shape = (start.shape[0], *current.shape)
+        states, traces = (fresh(shape, current.dtype), fresh(shape, current.dtype) if by_trace else None)
+        spikes = fresh((1, *current.shape), current.dtype)
+        trace_start = trace_start.contiguous() if by_trace else None
+        saved = _Saved(coefficients, start, states, trace_start, traces, spikes, current)
+        run = _run(saved, settings)
+        waiting = None if settings.waiting is None else settings.waiting.clone(memory_format=torch.contiguous_format)
+        rows = cpu.rows_per_task(*current.shape[1:], run.layer.winners)
+        counter = as_numpy(current.new_empty((1, 1)) if waiting is None else waiting)
+        cpu.scan(as_numpy(current), run.layer, run.real, run.traces, run.spikes, counter, rows, work=current.numel())
+        out, moments = spikes[0], None
+        if settings.gradient.emit == "denoised":
+            out = fresh(current.shape, current.dtype) if rule.gated else out
+            moments = _emit_denoised(run, out, settings)
+        reads_current = settings.learn[[cpu.FROM_CURRENT, cpu.CURRENT_GAIN]].any()
+        ctx.settings = settings
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(
+            *saved._replace(spikes=spikes if rule.gated else None, current=current if reads_current else None)
+        )
+        last = _last(states, start, settings)
+        trace_last = _last(traces, trace_start, settings) if traces is not None and trace_start is not None else None
+        last_spikes = None
+        if rule.gated and settings.spikes is not None:
+            last_spikes = _last(spikes, settings.spikes[None, None], settings).squeeze(0)
+        constants = (last if by_trace else None, last_spikes, waiting, moments)
+        ctx.mark_non_differentiable(*(t for t in constants if t is not None))
+        return out, last, trace_last, last_spikes, waiting, moments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        saved, settings = _Saved(*ctx.saved_tensors), ctx.settings
+        run, by_trace = _run(saved, settings), saved.traces is not None
+        _, steps, batch, features = saved.states.shape
+        dout = saved.states.new_zeros((1, 1, features)) if grads[0] is None else unexpanded(grads[0])
+        dlast = grads[2] if by_trace else grads[1]
+        carry = torch.zeros_like(saved.start[:, 0]) if dlast is None else dlast.clone(memory_format=torch.contiguous_format)
+        learns = ctx.needs_input_grad[1] and settings.learn.any()
+        totals = carry.new_zeros((len(saved.coefficients) if learns else 0, batch, features))
+        current = carry.new_empty((0, batch, features)) if saved.current is None else saved.current
+        dcurrent = fresh((steps, batch, features), carry.dtype)
+        backward.scan_backward(
+            run.estimator, run.layer, run.real, run.driven, run.spikes, as_numpy(current), as_numpy(dout),
+            _factors(dout, run, settings), settings.learn if learns else np.zeros_like(settings.learn),
+            cpu.rows_per_task(batch, features), *(as_numpy(t) for t in (carry, totals, dcurrent)), work=dcurrent.numel(),
+        )  # fmt: skip
+        dcoefficients = None
+        if learns:
+            dcoefficients = totals.sum(1)
+            dcoefficients[cpu.GAIN] /= saved.coefficients[cpu.GAIN]
+        dstart = carry.unsqueeze(1)
+        return dcurrent, dcoefficients, None if by_trace else dstart, dstart if by_trace else None, None
+
+
+def _run(saved: _Saved, settings: _Settings) -> _Run:
+    rule, gradient = settings.rule, settings.gradient
+    features = saved.start.shape[-1]
+    winners = rule.winners if rule.winners is not None and rule.winners < features else 0
+    coefficients, surrogate = as_numpy(saved.coefficients), gradient.surrogate
+    kind = target.SURROGATE
+    if gradient.gradient == "ddt":
+        kind = target.TRACE if gradient.uses_trace else target.SOFT
+    before = None if settings.spikes is None else settings.spikes[None, None]
+    return _Run(
+        cpu.Layer(coefficients, cpu.RESETS[rule.reset], rule.refractory, winners, settings.lengths),
+        _course(saved.start, saved.states, saved.start),
+        _course(saved.trace_start, saved.traces, saved.start),
+        _course(before, saved.spikes, saved.start),
+        target.Estimator(
+            kind, surrogate.code, surrogate.parameter, surrogate.area, gradient.floor, 1 / (1 + rule.refractory)
+        ),
+    )
+
+
+def _course(start: Tensor | None, steps: Tensor | None, like: Tensor) -> cpu.Course:
+    """A course for the kernels; what is None becomes empty, (1, 0, B, F)."""
+    nothing = like.new_empty((1, 0, *like.shape[2:]))
+    return cpu.Course(*(as_numpy(nothing if t is None else t) for t in (start, steps)))
+
+
+def _last(steps: Tensor, start: Tensor, settings: _Settings) -> Tensor:
+    """The state after each sequence's last step, (1 or 2, B, F)."""
+    if settings.statistics.alive is None:
+        return steps[:, -1].clone()
+    lengths = torch.from_numpy(settings.lengths)
+    last = steps[:, (lengths - 1).clamp(min=0), torch.arange(len(lengths))]
+    return torch.where(lengths.unsqueeze(1) > 0, last, start[:, 0])
+
+
+def _block_sums(dout: Tensor | None, run: _Run, settings: _Settings) -> cpu.Array:
+    """Σx, Σq, Σq², Σxq, n and, given dout, ΣG, ΣGq of every block: (5 or 7, 1 or T, blocks across features)."""
+    gradient, statistics = settings.gradient, settings.statistics
+    v = run.real.steps[0]
+    steps, _, features = v.shape
+    by_step = gradient.stats == "step"
+    grad = np.empty((0, 1, 1), v.dtype) if dout is None else as_numpy(dout)
+    out = np.empty((5 if dout is None else 7, steps if by_step else 1, features))
+    target.target_sums(
+        run.estimator, run.layer, run.real, run.driven, run.spikes, grad, by_step, out, work=v.size
+    )  # fmt: skip
+    blocks = statistics.channels if gradient.per_channel and not by_step else 1
+    sums = out.reshape(*out.shape[:2], blocks, -1).sum(-1)
+    if statistics.joined:
+        distributed.all_reduce(torch.from_numpy(sums))
+    sums[4] = np.maximum(sums[4], 1)  # a block in which every sequence has ended
+    return sums
+
+
+def _spread(per_block: cpu.Array, run: _Run) -> cpu.Array:
+    """(..., blocks across features) -> (..., F), in the dtype of the states."""
+    steps = run.real.steps
+    return np.ascontiguousarray(np.repeat(per_block, steps.shape[-1] // per_block.shape[-1], axis=-1), steps.dtype)
+
+
+def _factors(dout: Tensor, run: _Run, settings: _Settings) -> cpu.Array:
+    """k0, kG, kx, kq of every neuron (and step): (4, 1 or T, F)."""
+    gradient = settings.gradient
+    if gradient.gradient == "surrogate" or settings.affine is not None:
+        slope = (
+            np.full((1, 1), gradient.scale) if settings.affine is None else as_numpy(settings.affine[0]).reshape(1, -1)
+        )
+        factors = np.zeros((4, *slope.shape))
+        factors[1] = slope
+        return _spread(factors, run)
+    x, q, qq, xq, n, g, gq = _block_sums(dout, run, settings)
+    back = closed_form.gradient(Sums(n, x, q, qq, xq), g, gq, gradient.lam, "affine", gradient.differentiate_stats)
+    factors = np.stack([back.x_const + back.q_const, back.s, back.r, back.r - 2 * back.s * back.r])
+    return _spread(gradient.scale * factors, run)
+
+
+def _emit_denoised(run: _Run, out: Tensor, settings: _Settings) -> Tensor | None:
+    """Fill out with a·q + b, which may lie in the place of the spikes; the block moments, unless a and b were given."""
+    moments = None
+    if settings.affine is not None:
+        a, b = (as_numpy(t).reshape(1, -1) for t in settings.affine)
+    else:
+        x, q, qq, xq, n = _block_sums(None, run, settings)
+        ridge = closed_form.solve(Sums(n, x, q, qq, xq), settings.gradient.lam, "affine")
+        a, b = ridge.s, ridge.offset
+        moments = torch.from_numpy(np.stack([x / n, q / n, xq / n]).reshape(3, -1)).to(out.dtype)
+    spikes = run.spikes.steps[0]
+    target.emit_affine(spikes, _spread(a, run), _spread(b, run), settings.lengths, as_numpy(out), work=spikes.size)
+    return moments

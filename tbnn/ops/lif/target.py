@@ -1,0 +1,199 @@
+"""What the DDT reconciles, a row at a time: the pair (x, q) of a spike, its slope, and the sums over a block."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from tbnn.ops.kernels import device_function, kernel
+from tbnn.ops.lif.cpu import (
+    BETA,
+    FROM_SPIKE,
+    FROM_V,
+    GAIN,
+    RHO,
+    THRESHOLD,
+    TILE,
+    TO_THRESHOLD,
+    TO_V,
+    WITHOUT_SECOND,
+    above_row,
+    level_row,
+    state_row,
+)
+
+SURROGATE, SOFT, TRACE, INTEGRATE = 0, 1, 2, 3
+
+
+class Estimator(NamedTuple):
+    """What a kernel knows of a ``SpikeGradient``."""
+
+    kind: int
+    """SURROGATE, SOFT, TRACE, or INTEGRATE: the gradient of v itself."""
+    shape: int = 0
+    """``Surrogate.code``, and its parameter and area."""
+    parameter: float = 1.0
+    area: float = 1.0
+    floor: float = 0.0
+    """Clip of the trace target, with ``ceiling``."""
+    ceiling: float = 1.0
+
+
+@device_function
+def slope_row(level, threshold, shape, p, w):  # pyright: ignore
+    """w = the surrogate's derivative at level − θ."""
+    one, half, zero = level.dtype.type(1), level.dtype.type(0.5), level.dtype.type(0)
+    width = level.dtype.type(p)
+    if shape == 1:
+        c = level.dtype.type(math.pi / 2 * p)
+        for f in range(w.size):
+            cu = c * (level[f] - threshold[f])
+            w[f] = half * width / (one + cu * cu)
+    elif shape == 2:
+        for f in range(w.size):
+            d = one + width * abs(level[f] - threshold[f])
+            w[f] = one / (d * d)
+    elif shape == 3:
+        for f in range(w.size):
+            e = np.exp(-width * abs(level[f] - threshold[f]))
+            w[f] = width * e / ((one + e) * (one + e))
+    elif shape == 4:
+        for f in range(w.size):
+            w[f] = max(zero, one - abs(level[f] - threshold[f]) / width)
+    else:
+        for f in range(w.size):
+            w[f] = one / width if abs(level[f] - threshold[f]) <= half * width else zero
+
+
+@device_function
+def soft_row(level, threshold, shape, p, x):  # pyright: ignore
+    """x = the soft spike at level − θ."""
+    one, half = level.dtype.type(1), level.dtype.type(0.5)
+    width, inverse_pi = level.dtype.type(p), level.dtype.type(1 / math.pi)
+    if shape == 1:
+        c = level.dtype.type(math.pi / 2 * p)
+        for f in range(x.size):
+            x[f] = half + inverse_pi * np.arctan(c * (level[f] - threshold[f]))
+    elif shape == 2:
+        for f in range(x.size):
+            ku = width * (level[f] - threshold[f])
+            x[f] = half + half * ku / (one + abs(ku))
+    elif shape == 3:
+        for f in range(x.size):
+            x[f] = one / (one + np.exp(-width * (level[f] - threshold[f])))
+    elif shape == 4:
+        for f in range(x.size):
+            z = min(one, max(-one, (level[f] - threshold[f]) / width))
+            x[f] = half + z - half * z * abs(z)
+    else:
+        for f in range(x.size):
+            x[f] = min(one, max(level.dtype.type(0), half + (level[f] - threshold[f]) / width))
+
+
+@device_function
+def fired_row(spikes, real, coefficients, t, b, lo, hi, buffer, q):  # pyright: ignore
+    """q = the spikes of step t (−1: before the first): as stored, or, of neurons without gates, from their level."""
+    if spikes.steps.shape[1] > 0:
+        stored = state_row(spikes, 0, t, b, lo, hi)
+        for f in range(q.size):
+            q[f] = stored[f]
+    else:
+        above_row(level_row(real, coefficients, t, b, lo, hi, buffer), coefficients[THRESHOLD, lo:hi], q)
+
+
+@device_function
+def held_row(real, driven, coefficients, t, b, lo, hi, spare, q):  # pyright: ignore
+    """Turn the spikes q of step t into the spike trace: how far they and all earlier ones hold the level down."""
+    beta, threshold = coefficients[BETA, lo:hi], coefficients[THRESHOLD, lo:hi]
+    v, trace = real.steps[0, t, b, lo:hi], driven.steps[0, t, b, lo:hi]
+    if coefficients.shape[0] == WITHOUT_SECOND:
+        for f in range(q.size):
+            q[f] = beta[f] * (trace[f] - v[f]) + threshold[f] * q[f]
+        return
+    rho, from_v, from_spike = coefficients[RHO, lo:hi], coefficients[FROM_V, lo:hi], coefficients[FROM_SPIKE, lo:hi]
+    to_v, share = coefficients[TO_V, lo:hi], coefficients[TO_THRESHOLD, lo:hi]
+    w, w_trace = real.steps[1, t, b, lo:hi], driven.steps[1, t, b, lo:hi]
+    for f in range(q.size):
+        spare[f] = rho[f] * (w_trace[f] - w[f]) + from_v[f] * (trace[f] - v[f]) - from_spike[f] * q[f]
+    for f in range(q.size):
+        q[f] = beta[f] * (trace[f] - v[f]) + threshold[f] * q[f] + (to_v[f] - share[f]) * spare[f]
+
+
+@device_function
+def target_rows(estimator, real, driven, spikes, coefficients, level, t, b, lo, hi, buffer, x, q, w):  # pyright: ignore
+    """Fill the pair (x, q) that the DDT reconciles and w = dx/dlevel, from the driven course's level."""
+    fired_row(spikes, real, coefficients, t, b, lo, hi, buffer, q)
+    if estimator.kind == SOFT:
+        threshold = coefficients[THRESHOLD, lo:hi]
+        soft_row(level, threshold, estimator.shape, estimator.parameter, x)
+        slope_row(level, threshold, estimator.shape, estimator.parameter, w)
+        normal = level.dtype.type(1 / estimator.area)
+        for f in range(x.size):
+            w[f] = w[f] * normal
+    else:
+        gain, zero = coefficients[GAIN, lo:hi], level.dtype.type(0)
+        lowest, highest = level.dtype.type(estimator.floor), level.dtype.type(estimator.ceiling)
+        held_row(real, driven, coefficients, t, b, lo, hi, w, q)
+        for f in range(x.size):
+            raw = gain[f] * level[f]
+            x[f] = min(highest, max(lowest, raw))
+            w[f] = gain[f] if lowest <= raw <= highest else zero
+        for f in range(x.size):
+            q[f] *= gain[f]
+
+
+@kernel
+def target_sums(estimator, layer, real, driven, spikes, grad, by_step, out):  # pyright: ignore
+    """Fill out (5 or 7, 1 or T, F) with Σx, Σq, Σq², Σxq, n and, where grad has steps, ΣG, ΣGq, over batch (and time).
+
+    One entry a neuron and, with by_step, a step; the caller adds neurons up where a block holds several. The driven
+    course is the one that the gradient runs through: the traces with TRACE, else the real states.
+    """
+    v, coefficients = real.steps[0], layer.coefficients
+    steps, batch, features = v.shape
+    tiles = (features + TILE - 1) // TILE
+    groups = steps if by_step else 1
+    with_grad = grad.shape[0] > 0
+    for task in prange(groups * tiles):
+        group = task // tiles
+        lo = task % tiles * TILE
+        hi = min(lo + TILE, features)
+        x, q, w = np.empty(hi - lo, v.dtype), np.empty(hi - lo, v.dtype), np.empty(hi - lo, v.dtype)
+        buffer, spare = np.empty(hi - lo, v.dtype), np.empty(hi - lo, v.dtype)
+        out[:, group, lo:hi] = 0.0
+        count = 0
+        first, last = (group, group + 1) if by_step else (0, steps)
+        for t in range(first, last):
+            for b in range(batch):
+                if t >= layer.lengths[b]:
+                    continue
+                count += 1
+                level = level_row(driven, coefficients, t, b, lo, hi, buffer)
+                target_rows(estimator, real, driven, spikes, coefficients, level, t, b, lo, hi, spare, x, q, w)
+                for f in range(hi - lo):
+                    xf, qf = np.float64(x[f]), np.float64(q[f])
+                    out[0, group, lo + f] += xf
+                    out[1, group, lo + f] += qf
+                    out[2, group, lo + f] += qf * qf
+                    out[3, group, lo + f] += xf * qf
+                if with_grad:
+                    for f in range(hi - lo):
+                        g = np.float64(grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0, lo + f])
+                        out[5, group, lo + f] += g
+                        out[6, group, lo + f] += g * np.float64(q[f])
+        out[4, group, lo:hi] = float(count)
+
+
+@kernel
+def emit_affine(spikes, a, b, lengths, out):  # pyright: ignore
+    """out = a·spikes + b within each sequence, 0 beyond; spikes and out (T, B, F), a and b (1 or T, F)."""
+    steps, batch, features = spikes.shape
+    for row in prange(steps * batch):
+        t, sample = row // batch, row % batch
+        k = t if a.shape[0] > 1 else 0
+        if t < lengths[sample]:
+            for f in range(features):
+                out[t, sample, f] = a[k, f] * spikes[t, sample, f] + b[k, f]
+        else:
+            out[t, sample] = 0
