@@ -13,6 +13,7 @@ from torch import nn
 from tbnn.bits import pack_bits
 from tbnn.nn import BinaryLinear
 from tbnn.ops.binary_linear import binary_linear
+from tbnn.ops.quantize import Ewgs
 
 
 def layer_of(n: int, m: int, seed: int = 0, **arguments: Any) -> BinaryLinear:
@@ -35,6 +36,10 @@ layers = st.fixed_dictionaries(
         "lam": st.sampled_from([0.01, 1.0]),
     }
 )
+codes = st.sampled_from([
+    {"bits": 1.58}, {"bits": 1, "sparsity": 0.9}, {"bits": 1, "sparsity": 0.5, "scope": "tensor"}, {"bits": 4},
+    {"bits": 2, "sparsity": (2, 4), "scope": "block"}, {"bits": 1.58, "estimator": Ewgs(0.01)},
+])  # fmt: skip
 
 
 @given(arguments=layers)
@@ -47,6 +52,31 @@ def test_forward_and_gradients_are_those_of_the_quantised_weights(arguments: dic
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
     got, want = (torch.autograd.grad(out, leaves, weights) for out in (y, expected))
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9)
+
+
+@given(arguments=layers, code=codes)
+def test_so_they_are_with_more_bits_and_fewer_weights(arguments: dict[str, Any], code: dict[str, Any]) -> None:
+    test_forward_and_gradients_are_those_of_the_quantised_weights.hypothesis.inner_test(arguments | code)  # type: ignore[attr-defined]
+    test_codes_rebuild_the_weights.hypothesis.inner_test(arguments | code)  # type: ignore[attr-defined]
+
+
+@given(arguments=layers, code=codes, density=st.sampled_from([0.05, 0.5, 1.0]))
+def test_on_bits_more_bits_are_whole_numbers_too(
+    arguments: dict[str, Any], code: dict[str, Any], density: float
+) -> None:
+    layer = layer_of(**(arguments | code))
+    n, block = arguments["n"], arguments["block"] or arguments["n"]
+    x = torch.rand(9, n) < density
+    values, scale, offset = layer.codes()
+    assert torch.equal(values, values.round())
+    expected = np.zeros((9, arguments["m"]), np.float32)
+    for k, lo in enumerate(range(0, n, block)):
+        part = x[:, lo : lo + block].long()
+        counts = (part @ values[:, lo : lo + block].long().T).float().numpy()
+        expected += counts * scale[:, k].numpy() + part.sum(1, keepdim=True).float().numpy() * offset[:, k].numpy()
+    if layer.bias is not None:
+        expected = expected + layer.bias.detach().numpy()
+    assert np.array_equal(layer(x.float()).detach().numpy(), expected)
 
 
 @given(arguments=layers, density=st.sampled_from([0.0, 0.05, 0.5, 1.0]))
@@ -75,7 +105,7 @@ def test_codes_rebuild_the_weights(arguments: dict[str, Any]) -> None:
     block = arguments["block"] or arguments["n"]
     spread = [v.repeat_interleave(block, dim=1)[:, : arguments["n"]] for v in (scale, offset)]
     torch.testing.assert_close(spread[0] * sign + spread[1], layer.quantized_weight().detach(), rtol=1e-5, atol=1e-6)
-    assert set(sign.unique().tolist()) <= {-1.0, 1.0}
+    assert arguments.get("bits", 1) != 1 or "sparsity" in arguments or set(sign.unique().tolist()) <= {-1.0, 1.0}
     assert not any(t.requires_grad for t in (sign, scale, offset))
 
 

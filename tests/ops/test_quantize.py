@@ -112,9 +112,9 @@ def test_codes_rebuild_the_forward(blocking: dict[str, Any], form: str, lam: flo
         codes_of(x, form=form, lam=lam, **blocking),
         BlockLayout(x, blocking.get("dim"), blocking.get("block")),
     )
-    rebuilt = spread(codes.scale, layout) * codes.sign + spread(codes.offset, layout)
+    rebuilt = spread(codes.scale, layout) * codes.values + spread(codes.offset, layout)
     torch.testing.assert_close(rebuilt, quantize(x, form=form, lam=lam, **blocking), rtol=1e-12, atol=1e-12)
-    assert torch.equal(codes.sign, torch.where(x > 0, 1.0, -1.0).double())
+    assert torch.equal(codes.values, torch.where(x > 0, 1.0, -1.0).double())
     assert form == "affine" or not codes.offset.any()
 
 
@@ -125,7 +125,7 @@ def test_pinned_values() -> None:
     assert quantize(x, form="linear").tolist() == pytest.approx([-1 / 1.01] * 2 + [1 / 1.01] * 2, abs=1e-14)
     codes = codes_of(x, form="affine", lam=0.01)
     assert (codes.scale.item(), codes.offset.item()) == pytest.approx((s / 2, 0.25), abs=1e-14)
-    assert codes.sign.tolist() == [-1, -1, 1, 1]
+    assert codes.values.tolist() == [-1, -1, 1, 1]
 
 
 def test_pinned_gradient_of_the_linear_form() -> None:
@@ -139,7 +139,7 @@ def test_pinned_gradient_of_the_linear_form() -> None:
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_zero_counts_as_negative(zero: float) -> None:
     x = torch.tensor([zero, 1.0, -1.0], dtype=torch.float64)
-    assert codes_of(x, form="linear", lam=0.01).sign.tolist() == [-1, 1, -1]
+    assert codes_of(x, form="linear", lam=0.01).values.tolist() == [-1, 1, -1]
     assert quantize(x, form="linear")[0] < 0
 
 
@@ -166,7 +166,7 @@ def test_lower_precision_is_near_float64(dtype: torch.dtype) -> None:
     got = quantize(x, dim=1, block=64)
     torch.testing.assert_close(got.double(), quantize(x.double(), dim=1, block=64), rtol=tolerance, atol=tolerance)
     codes = codes_of(x, form="affine", lam=0.01, dim=1, block=64)
-    assert codes.sign.dtype == codes.scale.dtype == dtype
+    assert codes.values.dtype == codes.scale.dtype == dtype
 
 
 def test_non_contiguous_values() -> None:
@@ -206,7 +206,7 @@ def test_threads_and_fresh_memory_change_no_bit(
         ({"form": "ternary"}, "form: expected 'affine' or 'linear', got 'ternary'"),
         ({"lam": -1}, "lam: .* got -1"),
         ({"lam": math.nan}, "lam: .* got nan"),
-        ({"estimator": "DDT"}, "estimator: expected 'ddt' or 'ste', got 'DDT'"),
+        ({"estimator": "DDT"}, "estimator: expected one of .ddt., .ste., .ewgs., .reste., or an instance, got .DDT."),
         ({"dim": 3}, "dim: .* got 3"),
         ({"dim": (0, 1), "block": 2}, "block: expected a length >= 1 along one axis"),
         ({"dim": 0, "block": -1}, "got block=-1"),

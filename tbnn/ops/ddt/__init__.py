@@ -1,17 +1,18 @@
 """The denoising dequantization transform: a ridge regression, in closed form, forward and backward."""
 
 import math
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from tbnn.ops.ddt import closed_form, cpu
-from tbnn.ops.ddt.closed_form import Sums
+from tbnn.ops.ddt import closed_form
+from tbnn.ops.ddt.operator import Ridge, sums_of, widened
 from tbnn.ops.ddt.reference import ddt_reference
-from tbnn.ops.kernels import as_numpy, backend_for
+from tbnn.ops.kernels import backend_for
+
+__all__ = ["FORMS", "BlockLayout", "check_ridge", "closed_form", "ddt", "sums_of"]
+
+KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 FORMS = ("affine", "linear")
 
@@ -33,7 +34,8 @@ def ddt(
     As Var(q) → 0 or λ → ∞ the affine form falls back to the block's mean.
 
     Differentiable in ``x`` and in ``q``, through the statistics too. To train through a quantiser write
-    ``q = f + (round(f) − f).detach()``.
+    ``q = f + (round(f) − f).detach()``. A second derivative is refused on the CPU. Sums run in float64 there (on other
+    devices in float32 for half precision); torch.compile, torch.export and checkpointing see one operator.
 
     Args:
         x, q: floating point, the same shape, dtype and device.
@@ -67,8 +69,8 @@ def ddt(
         raise ValueError(f"ddt: expected at least one value, got shape {tuple(x.shape)}")
     layout = BlockLayout(x, dim, block)
     x3, q3 = layout.split(x), layout.split(q)
-    if backend_for(x, backend) == "cpu":
-        return layout.join(_Ridge.apply(x3, q3, lam, form, layout.block))
+    if backend_for(x, backend, KERNEL_DTYPES) == "cpu":
+        return layout.join(Ridge.apply(x3, q3, lam, form, layout.block))
     return layout.join(_reference_blocks(x3, q3, lam, form, layout.block))
 
 
@@ -76,7 +78,7 @@ def check_ridge(lam: float, form: str) -> None:
     """Raise ``ValueError`` unless ``lam`` is finite and not negative and ``form`` is known."""
     if form not in FORMS:
         raise ValueError(f"form: expected 'affine' or 'linear', got {form!r}")
-    if not (math.isfinite(lam) and lam >= 0):
+    if not 0 <= lam < math.inf:
         raise ValueError(f"lam: expected a finite number >= 0, got {lam}")
 
 
@@ -117,52 +119,8 @@ class BlockLayout:
 
 
 def _reference_blocks(x3: Tensor, q3: Tensor, lam: float, form: str, block: int) -> Tensor:
-    """The reference over (outer, n, inner), block by block."""
+    """The reference over (outer, n, inner), block by block; half precision in float32."""
     if lam == 0:
-        closed_form.solve(sums_of(x3, q3, block), lam, form)  # raises where the slope is undefined
-    pieces = zip(*(torch.split(t.transpose(1, 2), block, dim=-1) for t in (x3, q3)), strict=True)
-    return torch.cat([ddt_reference(x, q, lam, form) for x, q in pieces], dim=-1).transpose(1, 2)
-
-
-def sums_of(x3: Tensor, q3: Tensor, block: int) -> Sums:
-    """The sums of every block of x, q (outer, n, inner): each entry (outer, runs, inner)."""
-    if x3.device.type == "cpu" and x3.dtype in (torch.float32, torch.float64):
-        sums = cpu.block_sums(as_numpy(x3), as_numpy(q3), block)
-    else:
-        x64, q64 = x3.detach().double(), q3.detach().double()
-        parts = [[p.sum(1) for p in torch.split(v, block, dim=1)] for v in (x64, q64, q64 * q64, x64 * q64)]
-        sums = np.stack([torch.stack(p, dim=1).cpu().numpy() for p in parts])
-    n = x3.shape[1]
-    counts = np.array([min(block, n - lo) for lo in range(0, n, block)], np.float64)
-    return Sums(np.broadcast_to(counts[None, :, None], sums[0].shape), sums[0], sums[1], sums[2], sums[3])
-
-
-class _Ridge(torch.autograd.Function):
-    """DDT over (outer, n, inner) with the closed-form backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, q: Tensor, lam: float, form: str, block: int) -> Tensor:
-        sums = sums_of(x, q, block)
-        ridge = closed_form.solve(sums, lam, form)
-        ctx.save_for_backward(x, q)
-        ctx.sums, ctx.lam, ctx.form, ctx.block = sums, lam, form, block
-        qn = as_numpy(q)
-        zero = np.zeros_like(ridge.s)
-        return torch.from_numpy(cpu.combine(qn, qn, qn, np.stack([ridge.s, zero, zero, ridge.offset]), block))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, q = ctx.saved_tensors
-        block = ctx.block
-        g_sums = sums_of(grads[0].contiguous(), q, block)
-        back = closed_form.gradient(ctx.sums, g_sums.x, g_sums.xq, ctx.lam, ctx.form)
-        g, xn, qn = as_numpy(grads[0]), as_numpy(x), as_numpy(q)
-        zero = np.zeros_like(back.r)
-        dx = dq = None
-        if ctx.needs_input_grad[0]:
-            dx = torch.from_numpy(cpu.combine(qn, qn, qn, np.stack([back.r, zero, zero, back.x_const]), block))
-        if ctx.needs_input_grad[1]:
-            factors = np.stack([back.s, back.r, -2 * back.s * back.r, back.q_const])
-            dq = torch.from_numpy(cpu.combine(g, xn, qn, factors, block))
-        return dx, dq, None, None, None
+        closed_form.check_slopes(sums_of(x3, q3, block), form)
+    pieces = zip(*(torch.split(t.transpose(1, 2), block, dim=-1) for t in (widened(x3), widened(q3))), strict=True)
+    return torch.cat([ddt_reference(x, q, lam, form) for x, q in pieces], dim=-1).transpose(1, 2).to(x3.dtype)

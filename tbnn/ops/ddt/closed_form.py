@@ -43,28 +43,57 @@ class RidgeGradient(NamedTuple):
     q_const: Scalars
 
 
-def _denominator(sums: Sums, lam: float, form: str) -> Scalars:
+# The four formulas below are plain arithmetic: NumPy runs them over arrays, the fused kernels on one block's numbers.
+
+
+def denominator_of(n, q, qq, lam, linear):  # pyright: ignore
     """N²·(Var(q) + λ) for the affine form, N·(mean(q²) + λ) for the linear one."""
-    if form == "linear":
-        denominator = sums.qq + lam * sums.n
-    else:
-        denominator = sums.n * sums.qq - sums.q * sums.q + lam * sums.n * sums.n
+    if linear:
+        return qq + lam * n
+    return n * qq - q * q + lam * n * n
+
+
+def ridge_of(n, x, q, xq, denominator, linear):  # pyright: ignore
+    """(s, offset) of x̂ = s·q + offset."""
+    if linear:
+        return xq / denominator, 0.0 * n
+    s = (n * xq - x * q) / denominator
+    return s, (x - s * q) / n
+
+
+def slope_gradient_of(n, q, g, gq, denominator, linear):  # pyright: ignore
+    """r = A/D, the gradient that reaches the slope."""
+    if linear:
+        return gq / denominator
+    return (n * gq - q * g) / denominator
+
+
+def constants_of(n, x, q, g, s, r, linear):  # pyright: ignore
+    """(x_const, q_const) of the backward pass."""
+    if linear:
+        return 0.0 * n, 0.0 * n
+    return (g - r * q) / n, (2 * s * r * q - s * g - r * x) / n
+
+
+def check_slopes(sums: Sums, form: str) -> None:
+    """Raise ``ValueError`` where λ = 0 leaves a block's slope undefined."""
+    denominator = denominator_of(sums.n, sums.q, sums.qq, 0.0, form == "linear")
     no_slope = denominator <= 1e-12 * sums.n * sums.qq  # the sums of a constant q rarely cancel to exactly 0
-    if lam == 0 and np.any(no_slope):
+    if np.any(no_slope):
         what = "q is 0 everywhere in" if form == "linear" else "Var(q) is 0 in"
         raise ValueError(
             f"ddt: lam=0 divides by zero, {what} {int(np.sum(no_slope))} of {denominator.size} blocks; use lam > 0"
         )
-    return denominator
 
 
 def solve(sums: Sums, lam: float, form: str) -> Ridge:
     """Slope and offset of every block. Raises ``ValueError`` for λ=0 on a block that leaves the slope undefined."""
-    denominator = _denominator(sums, lam, form)
-    if form == "linear":
-        return Ridge(sums.xq / denominator, np.zeros_like(denominator))
-    s = (sums.n * sums.xq - sums.x * sums.q) / denominator
-    return Ridge(s, (sums.x - s * sums.q) / sums.n)
+    if lam == 0:
+        check_slopes(sums, form)
+    linear = form == "linear"
+    return Ridge(
+        *ridge_of(sums.n, sums.x, sums.q, sums.xq, denominator_of(sums.n, sums.q, sums.qq, lam, linear), linear)
+    )
 
 
 def gradient(
@@ -78,9 +107,6 @@ def gradient(
     zero = np.zeros_like(s)
     if not differentiate_stats:
         return RidgeGradient(s, zero, zero, zero)
-    denominator = _denominator(sums, lam, form)
-    if form == "linear":
-        return RidgeGradient(s, gq_sum / denominator, zero, zero)
-    r = (sums.n * gq_sum - sums.q * g_sum) / denominator  # A / D
-    g_mean, q_mean, x_mean = g_sum / sums.n, sums.q / sums.n, sums.x / sums.n
-    return RidgeGradient(s, r, g_mean - r * q_mean, 2 * s * r * q_mean - s * g_mean - r * x_mean)
+    linear = form == "linear"
+    r = slope_gradient_of(sums.n, sums.q, g_sum, gq_sum, denominator_of(sums.n, sums.q, sums.qq, lam, linear), linear)
+    return RidgeGradient(s, r, *constants_of(sums.n, sums.x, sums.q, g_sum, s, r, linear))

@@ -1,25 +1,33 @@
-"""Quantise to bits and reconstruct: what a weight passes through before it meets a spike."""
+"""Prune, quantise to bits and reconstruct: what a weight passes through before it meets a spike."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from tbnn.ops.ddt import BlockLayout, check_ridge, closed_form, cpu, sums_of
-from tbnn.ops.ddt.closed_form import Ridge, Scalars, Sums
-from tbnn.ops.kernels import as_numpy, backend_for
-from tbnn.ops.quantize.reference import grid_codes, quantize_reference
+from tbnn.ops.ddt import BlockLayout, check_ridge, closed_form, sums_of
+from tbnn.ops.kernels import backend_for
+from tbnn.ops.quantize.estimators import Ddt, Estimator, Ewgs, Reste, Ste, estimator_of, name_and_settings
+from tbnn.ops.quantize.grid import Scheme, check_bits, scheme_of
+from tbnn.ops.quantize.operator import quantize_cpu, values_cpu
+from tbnn.ops.quantize.parts import OFFSET, S
+from tbnn.ops.quantize.reference import quantize_reference
+from tbnn.ops.quantize.sparsify import Sparsity, SparsityLike, sparsity_of
 
-ESTIMATORS = ("ddt", "ste")
+__all__ = ["Codes", "Ddt", "Ewgs", "Reste", "Ste", "check_quantize", "quantize", "quantize_with_codes"]
+
+
+KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Codes(NamedTuple):
-    """A quantised tensor in parts: ``x̂ = scale·sign + offset``, scale and offset constant over a block."""
+    """A quantised tensor in parts: ``x̂ = scale·values + offset``, scale and offset constant over a block."""
 
-    sign: Tensor
-    """±1, of the tensor's shape."""
+    values: Tensor
+    """Of the tensor's shape and dtype: ±1 (1 bit), −1, 0, 1 (ternary), ±1, ±3, … ±(2^k − 1) (k bits); 0 where pruned.
+
+    An odd integer is ``Σ 2^i·(±1)_i``, k planes of signs. With ``bits=None``: the kept x over the grid's scale.
+    """
     scale: Tensor
     """One value a block, (outer, blocks, inner)."""
     offset: Tensor
@@ -29,127 +37,145 @@ class Codes(NamedTuple):
 def quantize(
     x: Tensor,
     *,
-    bits: float = 1,
-    sparsity: float = 0.0,
+    bits: float | None = 1,
+    sparsity: SparsityLike = 0.0,
+    scope: str = "block",
     form: str = "affine",
     lam: float = 0.01,
     dim: int | tuple[int, ...] | None = None,
     block: int | None = None,
-    estimator: str = "ddt",
+    estimator: str | Estimator = "ddt",
     backend: str | None = None,
 ) -> Tensor:
-    """Quantise to one bit a value and reconstruct: ``x̂ = s·q + b`` (affine, q ∈ {0,1}) or ``s·q`` (linear, q ∈ {−1,1}).
+    """Prune, quantise to a few bits a value, and reconstruct x: ``x̂ = s·q + b`` (affine) or ``s·q`` (linear).
 
-    Forward, every estimator gives the ridge reconstruction of :func:`tbnn.ddt`. Backward, "ddt" is its exact gradient
-    with the rounding error δ held constant, "ste" the identity.
+    1. *Sparsify*: x_S = x where |x| is among the largest, 0 elsewhere.
+    2. *Grid*: ``f(x) = (x − b_f)·(1/s_f)``, with s_f and b_f statistics of the block, or of what it keeps; detached.
+    3. *Quantise*: ``q = f(x_S) + δ``, δ the rounding error, detached; 0 where pruned.
+    4. *Denoise*: s and b by ridge regression of the dense x on q, as in :func:`tbnn.ddt`.
+
+    The grids, with c_N the optimal step of N levels for a Gaussian (Max 1960), σ the block's standard deviation:
+
+    =========  =======================================  =====================================================
+    bits       affine                                   linear; both forms where values are pruned
+    =========  =======================================  =====================================================
+    1          q = 1[x > 0], s_f = 2·mean|x|            q = ±1 by x > 0, s_f = mean|x|
+    1.58       q ∈ −1…1 about the mean,                 q ∈ −1…1,
+               s_f = min(c_3·σ, half the range)         s_f = min(c_3·rms, max|x|)
+    k = 2 … 8  q ∈ 0…N−1, N = 2^k, from lo to hi:       q odd, ±1 … ±(N−1), the lower of two as near,
+               mean ∓ c_N·σ·(N−1)/2, cut to the range,  s_f = min(c_N·rms/2, max|x|/(N−1))
+               s_f = (hi − lo)/(N−1)
+    None       q = x_S/s_f, s_f = rms                   q = x_S/s_f, s_f = rms
+    =========  =======================================  =====================================================
+
+    λ is in units of q² on these grids. Multiplying x by a power of two multiplies x̂ by it exactly. Adding a constant
+    to x adds it to x̂ in the affine form of 1.58 and 2 … 8 bits, but not of one bit, whose threshold stays at 0, nor
+    where values are pruned. A constant block (affine) or one of zeros comes back as its mean.
+
+    Forward, every estimator gives the same x̂. Backward: "ddt", the exact gradient with δ constant (so dq/dx = 1/s_f
+    for every value, pruned and clipped ones too); "ste", the identity; "ewgs" and "reste": :class:`Ewgs`,
+    :class:`Reste` (one bit only). A second derivative is refused on the CPU.
+
+    Statistics and codes are computed in float64 from x, so q does not depend on the dtype that holds x; the result
+    has x's dtype. On the CPU float32 and float64 run in compiled kernels, which torch.compile, torch.export and
+    checkpointing see as one operator; half precision is widened to float32 for them. Other devices run the reference.
 
     Args:
-        x: floating point, any shape.
-        bits: 1.
-        sparsity: 0.0.
+        x: floating point, any shape, with at least one value.
+        bits: 1, 1.58 (ternary), 2 … 8, or None: no rounding, sparsity alone.
+        sparsity: a fraction p in [0, 0.999]: exactly n − round(p·n) of n values stay, at least one, so the
+            smallest blocks keep more than their share; of equal |x| the first stay. Or N:M, as (n, m) or "n:m": the
+            n largest of every m neighbours along ``dim`` stay, min(n, r) of a last group of r.
+        scope: over what a fraction is taken: each "block", each "row" (all runs along ``dim`` together) or the
+            whole "tensor". N:M has no use for it.
         form, lam, dim, block: as in :func:`tbnn.ddt`.
-        estimator: "ddt" or "ste".
+        estimator: "ddt", "ste", "ewgs", "reste", or an instance of their classes.
+        backend: for tests; the tensor's device decides otherwise.
+
+    Returns:
+        x̂, of x's shape and dtype.
 
     Raises:
-        ValueError: as :func:`tbnn.ddt`; other ``bits`` or ``sparsity``; an unknown estimator.
+        ValueError: as :func:`tbnn.ddt`, and for arguments other than the above.
 
-    Source: arXiv 2409.09245.
+    Source: arXiv 2409.09245; J. Max, "Quantizing for Minimum Distortion", IRE Trans. Inf. Theory 6 (1960).
 
     >>> quantize(torch.tensor([-1.0, -0.5, 0.5, 2.0]), form="linear")
     tensor([-0.9901, -0.9901,  0.9901,  0.9901])
     """
-    return quantize_with_codes(
-        x, bits=bits, sparsity=sparsity, form=form, lam=lam, dim=dim, block=block, estimator=estimator, backend=backend
-    )[0]
+    scheme, prune, how = _checked(x, bits, sparsity, scope, form, lam, estimator)
+    layout = BlockLayout(x, dim, block)
+    x3 = layout.split(x)
+    if backend_for(x, backend, KERNEL_DTYPES) == "cpu":
+        x_hat, _ = quantize_cpu(x3, scheme, prune, *name_and_settings(how), layout.block)
+    else:
+        x_hat, _ = _by_reference(x3, scheme, prune, how, layout.block)
+    return layout.join(x_hat.to(x.dtype))
 
 
 def quantize_with_codes(
     x: Tensor,
     *,
-    bits: float = 1,
-    sparsity: float = 0.0,
+    bits: float | None = 1,
+    sparsity: SparsityLike = 0.0,
+    scope: str = "block",
     form: str = "affine",
     lam: float = 0.01,
     dim: int | tuple[int, ...] | None = None,
     block: int | None = None,
-    estimator: str = "ddt",
+    estimator: str | Estimator = "ddt",
     backend: str | None = None,
 ) -> tuple[Tensor, Codes]:
     """:func:`quantize`, and its result in parts, without gradient: what is multiplied, packed and simulated."""
-    check_quantize(bits, sparsity, form, lam, estimator)
-    if not x.is_floating_point() or x.numel() == 0:
-        raise ValueError(f"quantize: expected a floating point tensor with values, got {x.dtype} {tuple(x.shape)}")
+    scheme, prune, how = _checked(x, bits, sparsity, scope, form, lam, estimator)
     layout = BlockLayout(x, dim, block)
     x3 = layout.split(x)
-    q3 = grid_codes(x3.detach(), form)
-    sums = sums_of(x3, q3, layout.block)
-    ridge = closed_form.solve(sums, lam, form)
-    if backend_for(x, backend) == "cpu":
-        x_hat = _Quantize.apply(x3, q3, _Solved(sums, ridge, lam, form, estimator, layout.block))
+    factor, shift = scheme.value_factor, scheme.value_shift
+    if backend_for(x, backend, KERNEL_DTYPES) == "cpu":
+        x_hat, facts = quantize_cpu(x3, scheme, prune, *name_and_settings(how), layout.block)
+        s, offset = facts[..., S], facts[..., OFFSET]
+        values = values_cpu(x3, facts, scheme, layout.block)
     else:
-        pieces = torch.split(x3.transpose(1, 2), layout.block, dim=-1)
-        x_hat = torch.cat([quantize_reference(p, lam, form, estimator) for p in pieces], -1).transpose(1, 2)
-    scale, offset = (torch.from_numpy(np.ascontiguousarray(a)) for a in ridge)
-    if form == "affine":  # q = (sign + 1)/2
-        scale, offset, q3 = scale / 2, offset + scale / 2, 2 * q3 - 1
-    parts = Codes(layout.join(q3), *(t.to(x.device, x.dtype) for t in (scale, offset)))
-    return layout.join(x_hat), parts
+        x_hat, q = _by_reference(x3, scheme, prune, how, layout.block)
+        ridge = closed_form.solve(sums_of(x3.double(), q, layout.block), scheme.lam, form)
+        s, offset = (torch.from_numpy(part).to(x.device) for part in ridge)
+        values = factor * q + shift if factor != 1 else q
+    scale = s / factor  # q = (values − shift)/factor
+    parts = Codes(layout.join(values.to(x.dtype)), scale.to(x.dtype), (offset - scale * shift).to(x.dtype))
+    return layout.join(x_hat.to(x.dtype)), parts
 
 
-def check_quantize(bits: float, sparsity: float, form: str, lam: float, estimator: str) -> None:
+def check_quantize(
+    bits: float | None,
+    sparsity: SparsityLike,
+    form: str,
+    lam: float,
+    estimator: str | Estimator,
+    scope: str = "block",
+) -> None:
     """Raise ``ValueError`` unless the arguments are among those :func:`quantize` takes."""
-    if bits != 1:
-        raise ValueError(f"bits: expected 1, got {bits}")
-    if sparsity != 0:
-        raise ValueError(f"sparsity: expected 0.0, got {sparsity}")
+    check_bits(bits)
+    sparsity_of(sparsity, scope)
     check_ridge(lam, form)
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator: expected 'ddt' or 'ste', got {estimator!r}")
+    if isinstance(estimator_of(estimator), Reste) and bits != 1:
+        raise ValueError(f"estimator: 'reste' is for one bit, expected bits=1, got bits={bits!r}")
 
 
-class _Solved(NamedTuple):
-    """What forward and backward share besides the tensors."""
-
-    sums: Sums
-    ridge: Ridge
-    lam: float
-    form: str
-    estimator: str
-    block: int
-
-    def grid_scale(self) -> Scalars:
-        """:func:`grid_scale` of every block: Σ|x| follows from the sums, since q tells the sign of x."""
-        total = self.sums.xq if self.form == "linear" else 2 * (2 * self.sums.xq - self.sums.x)
-        return total / self.sums.n
+def _checked(
+    x: Tensor, bits: float | None, sparsity: SparsityLike, scope: str, form: str, lam: float, estimator: str | Estimator
+) -> tuple[Scheme, Sparsity, Estimator]:
+    """What the arguments mean, once they are known to be good."""
+    check_quantize(bits, sparsity, form, lam, estimator, scope)
+    if not x.is_floating_point() or x.numel() == 0:
+        raise ValueError(f"quantize: expected a floating point tensor with values, got {x.dtype} {tuple(x.shape)}")
+    prune = sparsity_of(sparsity, scope)
+    scheme = scheme_of(bits, form, lam, prune.keep, prune.group, prune.prunes)
+    return scheme, prune, estimator_of(estimator)
 
 
-class _Quantize(torch.autograd.Function):
-    """:func:`quantize` over (outer, n, inner), given the codes and the solution; backward in closed form."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, q: Tensor, solved: _Solved) -> Tensor:
-        ctx.solved = solved
-        ctx.save_for_backward(x, q)
-        qn, ridge = as_numpy(q), solved.ridge
-        zero = np.zeros_like(ridge.s)
-        return torch.from_numpy(cpu.combine(qn, qn, qn, np.stack([ridge.s, zero, zero, ridge.offset]), solved.block))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        solved: _Solved = ctx.solved
-        if solved.estimator == "ste":
-            return grads[0], None, None
-        x, q = ctx.saved_tensors
-        g = grads[0].contiguous()
-        g_sums = sums_of(g, q, solved.block)
-        back = closed_form.gradient(solved.sums, g_sums.x, g_sums.xq, solved.lam, solved.form)
-        scale = solved.grid_scale()
-        slope = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)  # dq/dx; 0 for a block of zeros
-        factors = np.stack([
-            slope * back.s,
-            slope * back.r,
-            back.r * (1 - 2 * slope * back.s),
-            back.x_const + slope * back.q_const,
-        ])  # fmt: skip
-        return torch.from_numpy(cpu.combine(as_numpy(g), as_numpy(x), as_numpy(q), factors, solved.block)), None, None
+def _by_reference(x3: Tensor, scheme: Scheme, prune: Sparsity, how: Estimator, block: int) -> tuple[Tensor, Tensor]:
+    """The reference over (outer, n, inner): x̂ and q, in float64."""
+    x_hat, q = quantize_reference(x3, prune, scheme, how, block)
+    if scheme.lam == 0:
+        closed_form.check_slopes(sums_of(x3.double(), q, block), "linear" if scheme.linear else "affine")
+    return x_hat, q

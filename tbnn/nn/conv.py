@@ -1,0 +1,205 @@
+"""Convolutions with binary weights."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tbnn.nn.weights import BinaryWeight, Parts, Prepared, Product
+from tbnn.ops.quantize.estimators import Estimator
+from tbnn.ops.quantize.sparsify import SparsityLike
+
+Sizes = int | Sequence[int]
+
+
+class _BinaryConv(BinaryWeight, abstract=True):
+    """A convolution over the last ``spatial`` axes; see :class:`BinaryConv2d`."""
+
+    spatial: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: str | Sizes = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        bits: float | None = 1,
+        sparsity: SparsityLike = 0.0,
+        scope: str = "row",
+        estimator: str | Estimator = "ddt",
+        form: str = "affine",
+        lam: float = 0.01,
+        block: int | None = None,
+    ) -> None:
+        name = type(self).__name__
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{name}: expected channels that {groups} groups divide, got {in_channels} -> {out_channels}"
+            )
+        if padding_mode != "zeros":
+            raise ValueError(f"padding_mode: expected 'zeros', got {padding_mode!r}")
+        kernel = sizes_of("kernel_size", kernel_size, self.spatial)
+        super().__init__(
+            (out_channels, in_channels // groups, *kernel), bias,
+            bits=bits, sparsity=sparsity, scope=scope, estimator=estimator, form=form, lam=lam, block=block,
+        )  # fmt: skip
+        self.in_channels, self.out_channels, self.kernel_size, self.groups = in_channels, out_channels, kernel, groups
+        self.stride = sizes_of("stride", stride, self.spatial)
+        self.dilation = sizes_of("dilation", dilation, self.spatial)
+        self.padding = padding if isinstance(padding, str) else sizes_of("padding", padding, self.spatial, least=0)
+        self.margins = _margins(padding, kernel, self.stride, self.dilation)
+
+    def prepare(self) -> Prepared:
+        """The layer with its weights quantised once: a function of x, for many calls in one pass."""
+        (weight, codes), bias = self.quantized(), self.bias
+        even = all(lo == hi for lo, hi in self.margins)
+        inside = tuple(lo for lo, _ in self.margins) if even else (0,) * self.spatial
+        convolve = ConvProduct(self.stride, inside, self.dilation, self.groups, self.block)
+
+        def product(x: Tensor) -> Tensor:
+            features = x.shape[-self.spatial - 1 :]
+            if x.ndim < self.spatial + 2 or features[0] != self.in_channels:
+                axes = "H, W" if self.spatial == 2 else "L"
+                raise ValueError(
+                    f"{type(self).__name__}: expected (..., {self.in_channels}, {axes}), got {tuple(x.shape)}"
+                )
+            frames = x.reshape(-1, *features)
+            if not even:
+                frames = F.pad(frames, [side for margin in reversed(self.margins) for side in margin])
+            y = convolve(frames, weight, codes, self.form)
+            if bias is not None:
+                y = y + bias.reshape(-1, *[1] * self.spatial)
+            return y.reshape(*x.shape[: -self.spatial - 1], *y.shape[1:])
+
+        return product
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prepare()(x)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, {self._options_repr()}"
+        )
+
+
+class BinaryConv2d(_BinaryConv):
+    """``y[o] = bias[o] + Σ ŵ[o]·x`` over windows: ``torch.nn.Conv2d`` with one bit a weight, ``ŵ = scale·value + offset``.
+
+    x (T, B, C, H, W) or (B, C, H, W), any leading axes -> the same with the output's channels, height and width. The
+    weights of one output channel, in_channels/groups·kh·kw in memory order, are a row. Computed as
+    ``scale·conv(x, values) + offset·(sum of x over the window)``: on 0/1 inputs both are whole numbers, exact before
+    the scaling. Padding is 0: it adds to neither.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in ``torch.nn.Conv2d``;
+            padding also "same" or "valid".
+        padding_mode: "zeros", the only one that leaves bits bits and counts exact.
+        bits, sparsity, scope, estimator, form, lam, block: as in :class:`BinaryLinear`.
+
+    Raises:
+        ValueError: sizes out of range, groups that do not divide the channels, padding "same" with a stride,
+            arguments that :func:`tbnn.quantize` refuses, an input with other channels.
+
+    Source: arXiv 2409.09245.
+
+    >>> BinaryConv2d(2, 16, 5, padding="same")(torch.ones(10, 4, 2, 34, 34)).shape
+    torch.Size([10, 4, 16, 34, 34])
+    """
+
+    spatial = 2
+
+
+class BinaryConv1d(_BinaryConv):
+    """:class:`BinaryConv2d` over one axis: x (T, B, C, L), or any leading axes -> (T, B, out_channels, L').
+
+    >>> BinaryConv1d(2, 8, 3, stride=2)(torch.ones(10, 4, 2, 21)).shape
+    torch.Size([10, 4, 8, 10])
+    """
+
+    spatial = 1
+
+
+class ConvProduct(Product):
+    """x (M, C, ...) convolved with (outputs, C/groups, ...), whose rows are in runs of ``block`` weights."""
+
+    def __init__(
+        self,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+        block: int | None,
+    ) -> None:
+        self.stride, self.padding, self.dilation, self.groups, self.block = stride, padding, dilation, groups, block
+
+    def parts(self, x: Tensor, values: Tensor, sums: bool) -> Parts:
+        per_group = values.shape[1]
+        for channels, inside in _runs(values, self.block):
+            part = x
+            if channels != slice(0, per_group):
+                part = x.unflatten(1, (self.groups, per_group))[:, :, channels].flatten(1, 2)
+            total = None
+            if sums:
+                window = inside.expand(self.groups, *inside.shape[1:])
+                total = self._convolve(part, window)
+                if self.groups > 1:
+                    total = total.repeat_interleave(values.shape[0] // self.groups, dim=1)
+            yield self._convolve(part, values[:, channels] * inside), total
+
+    def gradients(
+        self, dy: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        zeros = [0] * len(self.stride)
+        dx, dweight, _ = torch.ops.aten.convolution_backward(
+            dy, x, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups, [*needs, False]
+        )
+        return dx, dweight
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        zeros = [0] * len(self.stride)
+        return torch.convolution(x, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups)
+
+
+def _runs(values: Tensor, block: int | None) -> Iterator[tuple[slice, Tensor]]:
+    """For each run of a row: the input channels it touches, and 1 at its places in them, (1, channels, kernel...)."""
+    taps = math.prod(values.shape[2:])
+    row = values.shape[1] * taps
+    block = min(block or row, row)
+    for lo in range(0, row, block):
+        hi = min(lo + block, row)
+        channels = slice(lo // taps, -(-hi // taps))
+        inside = values.new_zeros(channels.stop * taps)
+        inside[lo:hi] = 1
+        yield channels, inside[channels.start * taps :].reshape(1, -1, *values.shape[2:])
+
+
+def sizes_of(name: str, value: Sizes, count: int, least: int = 1) -> tuple[int, ...]:
+    """One integer, or one for each of ``count`` axes, as a tuple; ``ValueError`` for others or below ``least``."""
+    sizes = (value,) * count if isinstance(value, int) else tuple(value)
+    if len(sizes) != count or any(not isinstance(size, int) or size < least for size in sizes):
+        raise ValueError(f"{name}: expected an integer >= {least} or {count} of them, got {value}")
+    return sizes
+
+
+def _margins(
+    padding: str | Sizes, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    """How many zeros stand before and after each axis."""
+    if padding == "same":
+        if any(step != 1 for step in stride):
+            raise ValueError(f"padding: 'same' needs a stride of 1, got {stride}")
+        extra = [step * (size - 1) for size, step in zip(kernel, dilation, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in extra)
+    if isinstance(padding, str) and padding != "valid":
+        raise ValueError(f"padding: expected 'same', 'valid' or sizes, got {padding!r}")
+    sizes = (0,) * len(kernel) if isinstance(padding, str) else sizes_of("padding", padding, len(kernel), least=0)
+    return tuple((size, size) for size in sizes)
