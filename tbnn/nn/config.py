@@ -10,18 +10,13 @@ from torch import Tensor, nn
 
 from tbnn import surrogate
 from tbnn.nn.activity import TargetRate, Winners
-from tbnn.nn.adaptive import Adaptive, AdLIF
-from tbnn.nn.leaky import Leaky, LeakyIntegrator
 from tbnn.nn.network import Network
 from tbnn.nn.recorded import LAYERS, arguments_of, known_arguments, record
-from tbnn.nn.recurrent import Recurrent
-from tbnn.nn.synaptic import Synaptic
 from tbnn.ops.quantize.estimators import Ddt, Ewgs, Reste, Ste
 
 Config = dict[str, Any]
 
-for _layer in (Network, AdLIF, Adaptive, Leaky, LeakyIntegrator, Recurrent, Synaptic):
-    record(_layer)
+record(Network)
 
 TORCH = {
     f"torch.nn.{kind.__name__}": kind

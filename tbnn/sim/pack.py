@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from tbnn._version import __version__
 from tbnn.bits import WORD_BITS, pack_bits
 from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent
+from tbnn.nn.dropout import SpikeDropout
+from tbnn.nn.fold import NORMS, fold_batch_norms
+from tbnn.nn.pool import Flatten
 from tbnn.sim.layers import (
     IntegratorSpec,
     LeakySpec,
@@ -19,7 +22,10 @@ from tbnn.sim.layers import (
 )
 from tbnn.sim.network import PackedNetwork
 
-PACKABLE = "BinaryLinear, Leaky, LeakyIntegrator, Recurrent(Leaky, BinaryLinear), Dropout, Identity, Flatten(2)"
+PACKABLE = (
+    "BinaryLinear of one bit without sparsity, batch norm right after it, Leaky without refractory steps or winners, "
+    "LeakyIntegrator, Recurrent(Leaky, BinaryLinear) of delay 1, dropout, Identity, Flatten(2)"
+)
 
 Affine = tuple[float, float]
 """What leaves a neuron is a·bit + b."""
@@ -31,7 +37,8 @@ BITS: Affine = (1.0, 0.0)
 def pack(model: Network, *, provenance: dict[str, Any] | None = None) -> PackedNetwork:
     """Pack a network as it is in evaluation: one bit a weight, a float32 scale and offset a block.
 
-    Layers are binary layer, neuron, binary layer, neuron, …; a :class:`LeakyIntegrator` comes last. Dropout vanishes.
+    Layers are binary layer, neuron, binary layer, neuron, …; a :class:`LeakyIntegrator` comes last. Dropout vanishes, a
+    batch norm folds into the scales, offsets and bias of the binary layer before it.
     The constants of a neuron that emits denoised values, a·q + b, fold into the next layer's scale, offset and bias.
 
     Args:
@@ -47,6 +54,8 @@ def pack(model: Network, *, provenance: dict[str, Any] | None = None) -> PackedN
     """
     if not isinstance(model, Network):
         raise ValueError(f"pack: expected a tbnn.nn.Network, got {type(model).__name__}")
+    if any(isinstance(module, NORMS) for module in model.modules()):
+        model = fold_batch_norms(model)
     layers: list[PackedLayer] = []
     size, emitted = 0, BITS
     for index, layer in enumerate(model.layers):
@@ -82,7 +91,7 @@ def _passes_through(layer: nn.Module) -> bool:
     """Whether a layer does nothing in evaluation to features that are flat anyway."""
     if isinstance(layer, nn.Flatten):
         return (layer.start_dim, layer.end_dim) == (2, -1)
-    return isinstance(layer, (nn.Dropout, nn.Identity))
+    return isinstance(layer, (nn.Dropout, nn.Identity, SpikeDropout, Flatten))
 
 
 def _describe(layer: nn.Module) -> str:
@@ -97,7 +106,7 @@ def _check_dtype(name: str, layer: nn.Module) -> None:
 
 def _linear(name: str, layer: BinaryLinear, emitted: Affine) -> PackedLinear:
     """A binary layer whose inputs are a·bit + b: Ŵ(a·q + b) = (a·Ŵ)·q + b·Ŵ·1."""
-    if layer.bits != 1 or getattr(layer, "sparsity", 0.0) != 0:
+    if layer.bits != 1 or layer.sparsity != 0:
         raise ValueError(f"{name}: expected bits=1 and sparsity=0, got {layer}")
     block = layer.in_features if layer.block is None else min(layer.block, layer.in_features)
     if block != layer.in_features and block % WORD_BITS:
@@ -134,8 +143,11 @@ def _emitted(name: str, neuron: Leaky) -> Affine:
 def _leaky(
     name: str, neuron: Leaky, size: int, feedback: PackedLinear | None = None, rest_bias: Tensor | None = None
 ) -> PackedLeaky:
-    beta = neuron.beta.clamp(0, 1) if isinstance(neuron.beta, nn.Parameter) else neuron.beta
-    beta, threshold = _shared(name, "beta", beta, size), _shared(name, "threshold", neuron.threshold, size)
+    if neuron.refractory or neuron.winners is not None:
+        raise ValueError(f"{name}: {_describe(neuron)} does not pack; what packs: {PACKABLE}")
+    beta = neuron.coefficients().beta
+    theta = neuron.effective_threshold(torch.Size((size,)))
+    beta, threshold = _shared(name, "beta", beta, size), _shared(name, "threshold", theta, size)
     spec = LeakySpec(
         name, size, neuron.reset_mechanism, beta.numel(), threshold.numel(),
         None if feedback is None else feedback.spec, rest_bias is not None,
@@ -145,9 +157,9 @@ def _leaky(
 
 def _recurrent(name: str, layer: Recurrent, size: int) -> PackedLeaky:
     neuron, inner = layer.neuron, layer.recurrent_layer
-    if type(neuron) is not Leaky or type(inner) is not BinaryLinear:
+    if type(neuron) is not Leaky or type(inner) is not BinaryLinear or layer.delay != 1:
         got = f"Recurrent({_describe(neuron)}, {_describe(inner)})"
-        raise ValueError(f"{name}: expected Recurrent(Leaky, BinaryLinear), got {got}; what packs: {PACKABLE}")
+        raise ValueError(f"{name}: expected Recurrent(Leaky, BinaryLinear) of delay 1, got {got}; what packs: {PACKABLE}")
     emitted = _emitted(name, neuron)
     feedback = _linear(f"{name}.recurrent_layer", inner, emitted)
     rest_bias = None

@@ -1,7 +1,7 @@
 """Networks as plain values: the same architecture again, and clear words about what is not known."""
 
 import json
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from tbnn.nn.dropout import SpikeDropout
 from tbnn.nn.leaky import Leaky, LeakyIntegrator
 from tbnn.nn.linear import BinaryLinear
 from tbnn.nn.network import Network
+from tbnn.nn.neuron import Neuron, SpikeOptions
 from tbnn.nn.norm import TemporalBatchNorm
 from tbnn.nn.pool import AvgPool2d, Flatten, MaxPool2d, Voting
 from tbnn.nn.recorded import LAYERS, Recorded, arguments_of, record
@@ -91,6 +92,10 @@ def test_a_user_s_layers_are_known_by_inheritance_or_decoration() -> None:
         def __init__(self, start: int, *, step: int = 1) -> None:
             super().__init__()
 
+    class Own(Neuron):
+        def __init__(self, beta: float, **options: Unpack[SpikeOptions]) -> None:
+            super().__init__(1.0, **options)
+
     try:
         config = network_to_config(Network([Twice(), Twice(gain=5.0), Thrice(), Counter(2)]))
         assert config["layers"] == [
@@ -99,8 +104,11 @@ def test_a_user_s_layers_are_known_by_inheritance_or_decoration() -> None:
         ]  # fmt: skip
         assert [type(layer) for layer in network_from_config(config).layers] == [Twice, Twice, Thrice, Counter]
         assert arguments_of(Counter(4)) == {"start": 4, "step": 1}
+        assert arguments_of(Own(0.5, lam=0.1)) == {"beta": 0.5, "lam": 0.1}
+        with pytest.raises(ValueError, match="Own has no argument 'gamma', expected some of beta, gradient"):
+            network_from_config({"layers": [{"layer": "Own", "beta": 0.5, "gamma": 1}]})
     finally:
-        for name in ("Twice", "Thrice", "Counter"):
+        for name in ("Twice", "Thrice", "Counter", "Own"):
             del LAYERS[name]
 
 

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from tbnn.nn.conv import BinaryConv1d, BinaryConv2d
 from tbnn.nn.linear import BinaryLinear
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Using padding='same' with even kernel:UserWarning"
+)  # torch's, of itself
+
 geometries = st.fixed_dictionaries(
     {
         "per_group": st.sampled_from([1, 3]),

@@ -98,11 +98,12 @@ def test_dtype_mode_and_frozen_parameters_are_kept() -> None:
     net[0].weight.requires_grad_(False)
     net[2].beta.requires_grad_(False)
     net[1].eval()
+    net[2].eval()
     ours = from_snntorch(net)
     assert torch.equal(ours.layers[2].beta, net[2].beta)
     assert {value.dtype for value in ours.state_dict().values()} == {torch.float64}
     assert [name for name, value in ours.named_parameters() if value.requires_grad] == ["layers.0.bias"]
-    assert (ours.training, ours.layers[0].training, ours.layers[1].training) == (True, True, False)
+    assert (ours.training, *(layer.training for layer in ours.layers)) == (True, True, False, False)
 
 
 def test_batch_norm_in_evaluation() -> None:

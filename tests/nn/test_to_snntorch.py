@@ -19,6 +19,7 @@ from tbnn.nn import (
     TargetRate,
     Winners,
 )
+from tbnn.nn.config import network_from_config, network_to_config
 from tbnn.nn.conv import BinaryConv2d
 from tbnn.nn.delay import Delay
 from tbnn.nn.dropout import SpikeDropout
@@ -67,6 +68,32 @@ def test_export_of_binary_layers_and_pools() -> None:
     torch.testing.assert_close(back(x.flatten(2))[0], want, rtol=1e-4, atol=1e-4)
     assert not back.training
     assert want.abs().max() > 0.1
+
+
+def test_a_decay_that_stops_short_of_one_and_a_frozen_one() -> None:
+    """The trace target's learned decays end at 0.9999; a parameter that does not learn goes on not to."""
+    trace = Leaky(0.5, learn_beta=True, target="trace")
+    still = Synaptic(0.5, 0.25, learn_alpha=True, learn_beta=True, learn_threshold=True)
+    with torch.no_grad():
+        trace.beta.fill_(2.0)
+    still.alpha.requires_grad_(False)
+    still.threshold.requires_grad_(False)
+    there = to_snntorch(Network([trace, still]))
+    assert there.layers[0].beta.item() == pytest.approx(0.9999)
+    assert [name for name, value in there.named_parameters() if value.requires_grad] == [
+        "layers.0.beta",
+        "layers.1.beta",
+    ]
+
+
+def test_a_converted_network_is_a_configuration() -> None:
+    ours = from_snntorch(build("rsynaptic")[0])
+    again = network_from_config(network_to_config(ours))
+    assert repr(again) == repr(ours)
+    assert again.layers[1].neuron.alpha.item() == 0.5
+    again.load_state_dict(ours.state_dict())
+    x = (torch.rand(6, 2, 7) < 0.5).float()
+    assert torch.equal(again(x)[0], ours(x)[0])
 
 
 def test_an_exported_network_hides_nothing() -> None:

@@ -5,9 +5,11 @@ import torch
 from sim_networks import small_network
 from torch import Tensor, nn
 
-from tbnn.bits import unpack_bits
-from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent
-from tbnn.sim import PackedIntegrator, PackedLeaky, PackedLinear, PackedNetwork, pack
+from tbnn.bits import pack_bits, unpack_bits
+from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent, Synaptic, TargetRate, Winners
+from tbnn.nn.dropout import SpikeDropout
+from tbnn.nn.norm import TemporalBatchNorm
+from tbnn.sim import PackedIntegrator, PackedLeaky, PackedLinear, PackedNetwork, check_parity, pack
 from tbnn.sim.layers import IntegratorSpec, LeakySpec, LinearSpec
 
 
@@ -95,13 +97,20 @@ LAYERS_REFUSED = [
     ([BinaryLinear(7, 5), Recurrent(NEURON, nn.Linear(5, 5))], r"layers\.1: expected Recurrent\(Leaky, BinaryLinear\)"),
     ([NEURON], r"layers\.0: expected a BinaryLinear first"),
     ([nn.Dropout(0.5)], r"expected a layer that packs"),
+    ([BinaryLinear(7, 5), Leaky(0.9, refractory=2)], r"layers\.1: Leaky\(.*refractory=2.* does not pack"),
+    ([BinaryLinear(7, 5), Leaky(0.9, activity=Winners(2))], r"layers\.1: Leaky\(.*Winners\(count=2\).* does not pack"),
+    ([BinaryLinear(7, 5), Synaptic(0.5, 0.9)], r"layers\.1: Synaptic\(.* does not pack"),
+    ([BinaryLinear(7, 5, bits=2)], r"layers\.0: expected bits=1 and sparsity=0"),
+    ([BinaryLinear(7, 5, sparsity=0.5)], r"layers\.0: expected bits=1 and sparsity=0"),
+    ([BinaryLinear(7, 5), Recurrent(Leaky(0.9), BinaryLinear(5, 5), delay=2)], r"layers\.1: expected .* of delay 1"),
+    ([TemporalBatchNorm(7), BinaryLinear(7, 5)], r"layers\.0: expected a binary layer right before a norm"),
     ([BinaryLinear(7, 5), BinaryLinear(5, 5)], r"layers\.1: expected a binary layer, then a neuron"),
     ([BinaryLinear(7, 5), NEURON, NEURON], r"layers\.2: expected a binary layer, then a neuron"),
     ([BinaryLinear(7, 5), LeakyIntegrator(0.9), BinaryLinear(5, 5)], r"layers\.1: a readout's output is no bits"),
     ([BinaryLinear(7, 5), NEURON, BinaryLinear(6, 5)], r"layers\.2: expected 5 inputs, .* got 6"),
     ([BinaryLinear(70, 5, block=24)], r"layers\.0: block: .* multiple of 32, got 24"),
     ([BinaryLinear(7, 5).double()], r"layers\.0\.weight: expected torch.float32 .* got torch.float64"),
-    ([BinaryLinear(7, 5), Leaky(0.9).half()], r"layers\.1\.beta: expected torch.float32"),
+    ([BinaryLinear(7, 5), Leaky(0.9).half()], r"layers\.1\.\w+: expected torch.float32"),
     ([BinaryLinear(7, 5), Leaky(torch.rand(4))], r"layers\.1: beta: expected one value or 5, got shape \(4,\)"),
     ([BinaryLinear(7, 5), Leaky(0.9, torch.rand(5, 1))], r"layers\.1: threshold: expected one value or 5, got shape"),
     ([with_weight(torch.nan)], r"layers\.0\.scale: expected finite values, got nan"),
@@ -126,6 +135,27 @@ def test_denoised_values_of_separate_channels_do_not_fold() -> None:
     network(torch.ones(3, 2, 7))
     with pytest.raises(ValueError, match=r"layers\.1: emit='denoised' with 5 constants.*per_channel=False or stats="):
         pack(network)
+
+
+def test_a_norm_folds_and_a_homeostatic_threshold_is_the_one_in_force() -> None:
+    """Spikes and readout of the packed network are those of the trained one."""
+    torch.manual_seed(0)
+    net = Network([
+        BinaryLinear(40, 30, bias=False), TemporalBatchNorm(30), Leaky(0.5, activity=TargetRate(0.05)), SpikeDropout(0.3),
+        BinaryLinear(30, 4), nn.BatchNorm1d(4), LeakyIntegrator(0.5),
+    ])  # fmt: skip
+    x = (torch.rand(10, 16, 40) < 0.3).float()
+    for _ in range(10):
+        net(x)
+    homeostasis = net.layers[2].homeostasis
+    assert homeostasis is not None
+    assert homeostasis.offset.abs() > 0.05
+    net.eval()
+    packed = pack(net)
+    assert [layer.spec.kind for layer in packed.layers] == ["linear", "leaky", "linear", "integrator"]
+    check = check_parity(net, packed, pack_bits(x))
+    assert check.ok
+    assert isinstance(net.layers[1], TemporalBatchNorm)
 
 
 def linear(signs: int = 0, **changes: object) -> PackedLinear:

@@ -23,10 +23,11 @@ from tbnn.ops.lif.cpu import (
     TO_V,
     WITHOUT_SECOND,
     ZERO,
+    above_row,
     level_row,
     state_row,
 )
-from tbnn.ops.lif.target import INTEGRATE, SURROGATE, fired_row, slope_row, target_rows
+from tbnn.ops.lif.target import INTEGRATE, SURROGATE, fired_row, q_row, slope_row, x_rows
 
 
 @device_function
@@ -137,7 +138,7 @@ def scan_backward(
     where levels do not tell them; current (T, B, F) has steps where a gradient needs it. ``learn`` (10,) says which
     coefficients' gradients to add to totals (3 or 10, B, F), GAIN's times the gain. A task takes ``rows`` samples.
     """
-    v, plain, coefficients = real.steps[0], driven.steps[0], layer.coefficients
+    v, v_start, plain, coefficients = real.steps[0], real.start[0, 0], driven.steps[0], layer.coefficients
     steps, batch, features = v.shape
     second = coefficients.shape[0] > WITHOUT_SECOND
     tiles = (features + TILE - 1) // TILE
@@ -150,7 +151,7 @@ def scan_backward(
         n = hi - lo
         x, q, w, du = np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype)
         dv, dw, buffer, spare = np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype)
-        beta, threshold = coefficients[BETA, lo:hi], coefficients[THRESHOLD, lo:hi]
+        beta, threshold, gain = coefficients[BETA, lo:hi], coefficients[THRESHOLD, lo:hi], coefficients[GAIN, lo:hi]
         for t in range(steps - 1, -1, -1):
             s = t if factors.shape[1] > 1 else 0
             for b in range(first, min(first + rows, batch)):
@@ -163,10 +164,17 @@ def scan_backward(
                 if estimator.kind == SURROGATE or estimator.kind == INTEGRATE:
                     surrogate_row(estimator, level, threshold, g, factors[1, s, lo:hi], w, du)
                 else:
-                    target_rows(estimator, real, driven, spikes, coefficients, level, t, b, lo, hi, spare, x, q, w)
+                    q_row(
+                        estimator.kind, v[t, b, lo:hi], level, beta, threshold, gain,
+                        real, driven, spikes, coefficients, t, b, lo, spare, q,
+                    )  # fmt: skip
+                    x_rows(estimator, level, threshold, gain, x, w)
                     ridge_row(g, factors, s, lo, x, q, w, du)
                 if with_fired:
-                    fired_row(spikes, real, coefficients, t - 1, b, lo, hi, spare, q)
+                    if second or spikes.steps.shape[1] > 0:
+                        fired_row(spikes, real, coefficients, t - 1, b, lo, hi, spare, q)
+                    else:
+                        above_row(v_start[b, lo:hi] if t == 0 else v[t - 1, b, lo:hi], threshold, q)
                 carry_b = carry[0, b, lo:hi]
                 if second:
                     adjoint_row(du, coefficients, lo, carry_b, carry[1, b, lo:hi], dv, dw, d)

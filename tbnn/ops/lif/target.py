@@ -105,14 +105,10 @@ def fired_row(spikes, real, coefficients, t, b, lo, hi, buffer, q):  # pyright: 
 @device_function
 def held_row(real, driven, coefficients, t, b, lo, hi, spare, q):  # pyright: ignore
     """Turn the spikes q of step t into the spike trace: how far they and all earlier ones hold the level down."""
-    beta, threshold = coefficients[BETA, lo:hi], coefficients[THRESHOLD, lo:hi]
-    v, trace = real.steps[0, t, b, lo:hi], driven.steps[0, t, b, lo:hi]
-    if coefficients.shape[0] == WITHOUT_SECOND:
-        for f in range(q.size):
-            q[f] = beta[f] * (trace[f] - v[f]) + threshold[f] * q[f]
-        return
-    rho, from_v, from_spike = coefficients[RHO, lo:hi], coefficients[FROM_V, lo:hi], coefficients[FROM_SPIKE, lo:hi]
+    beta, threshold, rho = coefficients[BETA, lo:hi], coefficients[THRESHOLD, lo:hi], coefficients[RHO, lo:hi]
+    from_v, from_spike = coefficients[FROM_V, lo:hi], coefficients[FROM_SPIKE, lo:hi]
     to_v, share = coefficients[TO_V, lo:hi], coefficients[TO_THRESHOLD, lo:hi]
+    v, trace = real.steps[0, t, b, lo:hi], driven.steps[0, t, b, lo:hi]
     w, w_trace = real.steps[1, t, b, lo:hi], driven.steps[1, t, b, lo:hi]
     for f in range(q.size):
         spare[f] = rho[f] * (w_trace[f] - w[f]) + from_v[f] * (trace[f] - v[f]) - from_spike[f] * q[f]
@@ -121,26 +117,61 @@ def held_row(real, driven, coefficients, t, b, lo, hi, spare, q):  # pyright: ig
 
 
 @device_function
-def target_rows(estimator, real, driven, spikes, coefficients, level, t, b, lo, hi, buffer, x, q, w):  # pyright: ignore
-    """Fill the pair (x, q) that the DDT reconciles and w = dx/dlevel, from the driven course's level."""
-    fired_row(spikes, real, coefficients, t, b, lo, hi, buffer, q)
+def q_row(kind, v, level, beta, threshold, gain, real, driven, spikes, coefficients, t, b, lo, spare, q):  # pyright: ignore
+    """q: the spikes of step t, or with TRACE their trace as a rate. Plain neurons need no more than the rows v and level."""
+    hi = lo + q.size
+    second = coefficients.shape[0] > WITHOUT_SECOND
+    if second or spikes.steps.shape[1] > 0:
+        fired_row(spikes, real, coefficients, t, b, lo, hi, spare, q)
+    else:
+        above_row(v, threshold, q)
+    if kind == TRACE:
+        if second:
+            held_row(real, driven, coefficients, t, b, lo, hi, spare, q)
+            for f in range(q.size):
+                q[f] *= gain[f]
+        else:
+            for f in range(q.size):
+                q[f] = gain[f] * (beta[f] * (level[f] - v[f]) + threshold[f] * q[f])
+
+
+@device_function
+def x_rows(estimator, level, threshold, gain, x, w):  # pyright: ignore
+    """x, and w = dx/dlevel, from the driven level."""
     if estimator.kind == SOFT:
-        threshold = coefficients[THRESHOLD, lo:hi]
         soft_row(level, threshold, estimator.shape, estimator.parameter, x)
         slope_row(level, threshold, estimator.shape, estimator.parameter, w)
         normal = level.dtype.type(1 / estimator.area)
         for f in range(x.size):
             w[f] = w[f] * normal
     else:
-        gain, zero = coefficients[GAIN, lo:hi], level.dtype.type(0)
-        lowest, highest = level.dtype.type(estimator.floor), level.dtype.type(estimator.ceiling)
-        held_row(real, driven, coefficients, t, b, lo, hi, w, q)
+        zero, lowest, highest = level.dtype.type(0), level.dtype.type(estimator.floor), level.dtype.type(estimator.ceiling)
         for f in range(x.size):
             raw = gain[f] * level[f]
             x[f] = min(highest, max(lowest, raw))
             w[f] = gain[f] if lowest <= raw <= highest else zero
-        for f in range(x.size):
-            q[f] *= gain[f]
+
+
+@device_function
+def add_sums(x, q, sum_x, sum_q, sum_qq, sum_xq):  # pyright: ignore
+    """Add a row to the sums; a loop each, which the compiler makes vectors of."""
+    for f in range(x.size):
+        sum_x[f] += np.float64(x[f])
+    for f in range(x.size):
+        sum_q[f] += np.float64(q[f])
+    for f in range(x.size):
+        sum_qq[f] += np.float64(q[f]) * np.float64(q[f])
+    for f in range(x.size):
+        sum_xq[f] += np.float64(x[f]) * np.float64(q[f])
+
+
+@device_function
+def add_gradient_sums(g, q, sum_g, sum_gq):  # pyright: ignore
+    """The same for the output's gradient."""
+    for f in range(q.size):
+        sum_g[f] += np.float64(g[f])
+    for f in range(q.size):
+        sum_gq[f] += np.float64(g[f]) * np.float64(q[f])
 
 
 @kernel
@@ -150,38 +181,36 @@ def target_sums(estimator, layer, real, driven, spikes, grad, by_step, out):  # 
     One entry a neuron and, with by_step, a step; the caller adds neurons up where a block holds several. The driven
     course is the one that the gradient runs through: the traces with TRACE, else the real states.
     """
-    v, coefficients = real.steps[0], layer.coefficients
+    v, plain, coefficients = real.steps[0], driven.steps[0], layer.coefficients
     steps, batch, features = v.shape
+    second = coefficients.shape[0] > WITHOUT_SECOND
     tiles = (features + TILE - 1) // TILE
     groups = steps if by_step else 1
-    with_grad = grad.shape[0] > 0
     for task in prange(groups * tiles):
         group = task // tiles
         lo = task % tiles * TILE
         hi = min(lo + TILE, features)
         x, q, w = np.empty(hi - lo, v.dtype), np.empty(hi - lo, v.dtype), np.empty(hi - lo, v.dtype)
         buffer, spare = np.empty(hi - lo, v.dtype), np.empty(hi - lo, v.dtype)
+        beta, threshold, gain = coefficients[BETA, lo:hi], coefficients[THRESHOLD, lo:hi], coefficients[GAIN, lo:hi]
         out[:, group, lo:hi] = 0.0
         count = 0
-        first, last = (group, group + 1) if by_step else (0, steps)
-        for t in range(first, last):
+        for t in range(group if by_step else 0, group + 1 if by_step else steps):
             for b in range(batch):
                 if t >= layer.lengths[b]:
                     continue
                 count += 1
-                level = level_row(driven, coefficients, t, b, lo, hi, buffer)
-                target_rows(estimator, real, driven, spikes, coefficients, level, t, b, lo, hi, spare, x, q, w)
-                for f in range(hi - lo):
-                    xf, qf = np.float64(x[f]), np.float64(q[f])
-                    out[0, group, lo + f] += xf
-                    out[1, group, lo + f] += qf
-                    out[2, group, lo + f] += qf * qf
-                    out[3, group, lo + f] += xf * qf
-                if with_grad:
-                    for f in range(hi - lo):
-                        g = np.float64(grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0, lo + f])
-                        out[5, group, lo + f] += g
-                        out[6, group, lo + f] += g * np.float64(q[f])
+                v_t, level = v[t, b, lo:hi], plain[t, b, lo:hi]
+                if second:
+                    level = level_row(driven, coefficients, t, b, lo, hi, buffer)
+                q_row(
+                    estimator.kind, v_t, level, beta, threshold, gain, real, driven, spikes, coefficients, t, b, lo, spare, q
+                )  # fmt: skip
+                x_rows(estimator, level, threshold, gain, x, w)
+                add_sums(x, q, out[0, group, lo:hi], out[1, group, lo:hi], out[2, group, lo:hi], out[3, group, lo:hi])
+                if grad.shape[0] > 0:
+                    g = grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0, lo:hi]
+                    add_gradient_sums(g, q, out[5, group, lo:hi], out[6, group, lo:hi])
         out[4, group, lo:hi] = float(count)
 
 

@@ -292,9 +292,9 @@ class _Long:
 
     def __init__(self, g: Array, x: Array, block: int, scheme: Scheme, facts: Array) -> None:
         self.g, self.x, self.n, self.block, self.scheme, self.facts = g, x, x.shape[1], block, scheme, facts
-        blocks, pieces = facts.shape[:2], -(-block // PART)
-        self.parts, self.measured = np.empty((*blocks, pieces, MEASURES)), np.empty((*blocks, MEASURES))
-        self.factors = np.zeros((*blocks, 4))
+        outer, runs, pieces = facts.shape[0], facts.shape[1], -(-block // PART)
+        self.parts: Array = np.empty((outer, runs, pieces, MEASURES))
+        self.measured, self.factors = np.empty((outer, runs, MEASURES)), np.zeros((outer, runs, 4))
 
     def add_up(self, what: int) -> None:
         """One pass over the data, and what it is for."""

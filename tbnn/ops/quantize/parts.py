@@ -4,7 +4,8 @@ Loops are 0-based over contiguous slices, and sums are taken by quarters and the
 LLVM turns them into vector instructions without being allowed to reorder anything; the order is the same everywhere.
 """
 
-import numba
+from typing import Any
+
 import numpy as np
 
 from tbnn.ops.ddt import closed_form
@@ -24,16 +25,11 @@ COUNT, SUM_X, SUM_Q, SUM_QQ, SUM_XQ, S, OFFSET, ORIGIN, SLOPE, TAU, LAST, FACTS 
 # What is measured of a block, part by part: a count, a sum, the extremes, and a sum about the mean.
 KEPT, TOTAL, LOWEST, HIGHEST, ABOUT, MEASURES = range(6)
 
-ridge_of, denominator_of, slope_gradient_of, constants_of = (
-    numba.njit(inline="never", error_model="numpy", nogil=True, cache=True)(f)
-    for f in (
-        closed_form.ridge_of,
-        closed_form.denominator_of,
-        closed_form.slope_gradient_of,
-        closed_form.constants_of,
-    )
-)
-"""The same four formulas, compiled."""
+# The ridge's four formulas, compiled.
+ridge_of: Any = device_function(closed_form.ridge_of)
+denominator_of: Any = device_function(closed_form.denominator_of)
+slope_gradient_of: Any = device_function(closed_form.slope_gradient_of)
+constants_of: Any = device_function(closed_form.constants_of)
 
 
 @device_function
