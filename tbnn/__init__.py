@@ -3,8 +3,20 @@
 from tbnn import nn, surrogate
 from tbnn._version import __version__
 from tbnn.bits import pack_bits, unpack_bits
+from tbnn.nn.summary import summary
 from tbnn.ops.ddt import ddt
 from tbnn.ops.quantize import quantize
 from tbnn.sim import PackedNetwork, pack
 
-__all__ = ["PackedNetwork", "__version__", "ddt", "nn", "pack", "pack_bits", "quantize", "surrogate", "unpack_bits"]
+__all__ = [
+    "PackedNetwork",
+    "__version__",
+    "ddt",
+    "nn",
+    "pack",
+    "pack_bits",
+    "quantize",
+    "summary",
+    "surrogate",
+    "unpack_bits",
+]

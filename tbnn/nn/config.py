@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from tbnn import surrogate
 from tbnn.nn.activity import TargetRate, Winners
 from tbnn.nn.network import Network
-from tbnn.nn.recorded import LAYERS, arguments_of, known_arguments, record
+from tbnn.nn.recorded import LAYERS, arguments_of, known_arguments
 from tbnn.ops.quantize.estimators import Ddt, Ewgs, Reste, Ste
 
 Config = dict[str, Any]
-
-record(Network)
 
 TORCH = {
     f"torch.nn.{kind.__name__}": kind

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tbnn.bits import unpack_bits
+from tbnn.nn.recorded import Recorded
 from tbnn.nn.stateful import Stateful, guard, lengths_of
 
 State = tuple[Any, ...]
@@ -16,7 +17,7 @@ FOLDED = (nn.Conv1d, nn.Conv2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.Avg
 """Layers of torch that know one batch axis: they see time and batch as one."""
 
 
-class Network(nn.Module):
+class Network(Recorded, nn.Module):
     """A sequence of layers: ``network(x, state=None, mask=None) -> (y, state)``, time on axis 0.
 
     Layers that remember (:class:`tbnn.nn.stateful.Stateful`: neurons, readouts, recurrence, delays) pass their states; any

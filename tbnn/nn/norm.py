@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -75,6 +76,8 @@ class TemporalBatchNorm(Recorded, nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if x.ndim < 3 or x.shape[2] != self.features:
             raise ValueError(f"TemporalBatchNorm: expected (T, B, {self.features}, ...), got {tuple(x.shape)}")
+        if self.training and mask is None and not self._shared():
+            return self._plain(x)
         scale, shift = self._batch(x, mask) if self.training else self.folded()
         per_channel = (-1, *[1] * (x.ndim - 3))
         return x * scale.reshape(per_channel) + shift.reshape(per_channel)
@@ -87,9 +90,22 @@ class TemporalBatchNorm(Recorded, nn.Module):
         scale = self.weight * torch.rsqrt(var + self.eps)
         return scale, self.bias - mean * scale
 
+    def _shared(self) -> bool:
+        """Whether statistics are those of several processes."""
+        return self.synchronise and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """Training on whole sequences in one process: torch's fused batch norm, time and batch as one axis."""
+        if x.numel() // self.features < 2:
+            raise ValueError(
+                f"TemporalBatchNorm: expected more than one value a channel in training, got 1 from {tuple(x.shape)}"
+            )
+        flat, running = x.flatten(0, 1), (self.running_mean, self.running_var)
+        return F.batch_norm(flat, *running, self.weight, self.bias, True, self.momentum, self.eps).view_as(x)
+
     def _batch(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scale and shift from the batch's statistics, which the running ones follow."""
-        shared = self.synchronise and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        shared = self._shared()
         space = x[0, 0, 0].numel()
         count = x.new_full((1,), x.shape[0] * x.shape[1] * space) if mask is None else (space * mask.sum()).to(x)[None]
         if not shared and count.item() < 2:

@@ -1,15 +1,11 @@
 """Pooling, flattening and voting over the features of a sequence."""
 
-import itertools
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from tbnn.nn.conv import Sizes, sizes_of
 from tbnn.nn.recorded import Recorded
+from tbnn.ops.max_pool import max_pool
 
 
 class _Pool2d(Recorded, nn.Module, abstract=True):
@@ -54,48 +50,8 @@ class MaxPool2d(_Pool2d):
     """
 
     def _pool(self, x: Tensor) -> Tensor:
-        y: Tensor = _SharedMax.apply(x.reshape(-1, *x.shape[-3:]), self.kernel_size, self.stride, self.padding)
-        return y.reshape(*x.shape[:-3], *y.shape[-3:])
-
-
-Pair = tuple[int, ...]
-
-
-class _SharedMax(torch.autograd.Function):
-    """Maxima over windows of (M, C, H, W), the gradient of each shared equally among those that reach it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-        y = F.max_pool2d(x, kernel, stride, padding)
-        ctx.save_for_backward(x, y)
-        ctx.window = kernel, stride, padding
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x, y), (kernel, stride, (pad_h, pad_w)) = ctx.saved_tensors, ctx.window
-        height, width = x.shape[-2:]
-        if pad_h or pad_w:
-            x = F.pad(x, (pad_w, pad_w, pad_h, pad_h), value=float("-inf"))
-        spans = [
-            (
-                ...,
-                *(
-                    slice(lo, lo + step * size, step)
-                    for lo, step, size in zip(place, stride, y.shape[-2:], strict=True)
-                ),
-            )
-            for place in itertools.product(*map(range, kernel))
-        ]  # for each place in the window: the inputs that stand there, of y's shape
-        winners = torch.zeros_like(y)
-        for span in spans:
-            winners += x[span] == y
-        share = grads[0] / winners
-        dx = torch.zeros_like(x)
-        for span in spans:
-            dx[span] += share * (x[span] == y)
-        return dx[..., pad_h : pad_h + height, pad_w : pad_w + width], None, None, None
+        (kh, kw), (sh, sw), (ph, pw) = self.kernel_size, self.stride, self.padding
+        return max_pool(x, (kh, kw), (sh, sw), (ph, pw))
 
 
 class AvgPool2d(_Pool2d):

@@ -161,14 +161,15 @@ def nmnist_conv(
     classes: int = 10,
     *,
     input_shape: Sequence[int] = (2, 34, 34),
-    dropout: float = 0.0,
+    dropout: float = 0.25,
     beta_readout: float = 0.9,
     weights: Weights = None,
     neuron: NeuronOption = None,
 ) -> Network:
     """N-MNIST: 16C5-MP2-32C5-MP2-10, each convolution with batch norm over time, and a leaky readout.
 
-    A few hundred recordings train it, one bit a weight in every layer: few channels, padded convolutions.
+    A few hundred recordings train it, one bit a weight in every layer: few channels, padded convolutions, dropout (one
+    mask over time), and :func:`calibrate` before, which brings the readout's 2048 inputs to the loss's scale.
     """
     parts, layers, depth = _Parts(weights, neuron), [], input_shape[0]
     for size in channels:

@@ -271,3 +271,14 @@ def test_threads_and_fresh_memory_change_no_bit(
 def test_non_contiguous_inputs() -> None:
     x, q = pair((9, 14), 7)
     torch.testing.assert_close(ddt(x.T, q.T, dim=0, block=4), ddt(x, q, dim=1, block=4).T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("form", FORMS)
+def test_half_precision_is_rounded_only_at_the_end(dtype: torch.dtype, backend: str, form: str) -> None:
+    x, q = (t.to(dtype) for t in pair((3, 2000), 2, codes=False))
+    got = ddt(x, q, form=form, dim=1, backend=backend)
+    assert got.dtype == dtype
+    exact = ddt(x.double(), q.double(), form=form, dim=1)
+    torch.testing.assert_close(got.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-5)

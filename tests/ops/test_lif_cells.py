@@ -30,7 +30,7 @@ class Case(NamedTuple):
     """What a run is, but for its numbers."""
 
     cell: str = "any"
-    estimator: dict[str, Any] = {}  # noqa: RUF012: never written
+    estimator: dict[str, Any] = {}  # noqa: RUF012
     reset: str = "subtract"
     refractory: int = 0
     winners: int | None = None
@@ -62,7 +62,9 @@ def second_of(cell: str, shape: tuple[int, ...], generator: torch.Generator) -> 
     return {} if cell == "leaky" else dict(zip(Second._fields, given[cell], strict=True))
 
 
-def numbers(case: Case, size: tuple[int, ...], seed: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor | None]:
+def numbers(
+    case: Case, size: tuple[int, ...], seed: int, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """All that a gradient may run to, and the lengths. Currents and states are multiples of 1/64."""
     generator = torch.Generator().manual_seed(seed)
     sample, features = size[1:], size[2:]
@@ -121,7 +123,9 @@ def outcome(
     return run, dict(zip(leaves, grads, strict=True))
 
 
-def compare(case: Case, size: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64, tol: float = 1e-9) -> None:
+def compare(
+    case: Case, size: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64, tol: float = 1e-9
+) -> None:
     """Bits and states are equal; what reads transcendental functions or long sums agrees to ``tol`` of its largest."""
     inputs, lengths = numbers(case, size, seed, dtype)
     weights = [torch.randn(size, dtype=dtype), *torch.randn(4, *size[1:], dtype=dtype)]
@@ -190,7 +194,9 @@ def test_more_neurons_than_a_tile(cell: str, winners: int | None) -> None:
     compare(Case(cell, {"target": "trace"}, refractory=1, winners=winners), (3, 3, 1100), 3)
 
 
-@pytest.mark.parametrize("estimator", [{"gradient": "surrogate"}, {}, {"emit": "denoised"}, {"target": "trace"}], ids=str)
+@pytest.mark.parametrize(
+    "estimator", [{"gradient": "surrogate"}, {}, {"emit": "denoised"}, {"target": "trace"}], ids=str
+)
 @pytest.mark.parametrize("cell", ["leaky", "any"])
 def test_float32(cell: str, estimator: dict[str, Any]) -> None:
     compare(Case(cell, estimator, with_lengths=True), (20, 3, 63), 4, torch.float32, 2e-4)
@@ -231,7 +237,9 @@ def test_threads_and_fresh_memory_change_no_bit(
         case = Case(cell, estimator, "subtract", refractory, winners, with_lengths)
         inputs, lengths = numbers(case, size, 7, torch.float64)
 
-        def run(case: Case = case, inputs: dict[str, Tensor] = inputs, lengths: Tensor | None = lengths) -> list[Tensor]:
+        def run(
+            case: Case = case, inputs: dict[str, Tensor] = inputs, lengths: Tensor | None = lengths
+        ) -> list[Tensor]:
             run, grads = outcome(case, inputs, lengths, weights, "cpu")
             return [t for t in (run.out, *run.state, run.moments, *grads.values()) if t is not None]
 

@@ -197,10 +197,12 @@ def test_the_mean_rate_is_the_trace_less_what_is_still_in_the_state() -> None:
             level, fired = level + effective(v, w, cell) / steps, fired_t
         spiked = out.mean(0)
         torch.testing.assert_close(spiked, rate - gain * level, rtol=0, atol=0.01)
-        assert float((spiked - rate).abs().mean()) < 0.06
-    
+        assert float((spiked - rate).abs().mean()) < 0.1
 
-@pytest.mark.parametrize("estimator", [{"gradient": "surrogate"}, {}, {"emit": "denoised"}, {"target": "trace"}], ids=str)
+
+@pytest.mark.parametrize(
+    "estimator", [{"gradient": "surrogate"}, {}, {"emit": "denoised"}, {"target": "trace"}], ids=str
+)
 def test_the_reference_hides_its_padding(estimator: dict[str, Any]) -> None:
     """The same numbers whatever stands beyond a sequence's end."""
     current = torch.randn(4, 2, 3, dtype=torch.float64)

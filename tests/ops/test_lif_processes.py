@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from tbnn.ops.lif import LifState, Second, SpikeGradient, lif
+from tbnn.ops.lif import Second, SpikeGradient, lif
 
 SPLIT = 3  # samples of the first process, of five
 CASES: dict[str, dict[str, Any]] = {

@@ -79,6 +79,14 @@ def adjoint_row(du, coefficients, lo, carry, w_carry, dv, dw, dcurrent):  # pyri
 
 
 @device_function
+def clear_row(fired, a):  # pyright: ignore
+    """a = 0 where the neuron fired."""
+    one = a.dtype.type(1)
+    for f in range(a.size):
+        a[f] *= one - fired[f]
+
+
+@device_function
 def add_product(a, b, total):  # pyright: ignore
     """total += a·b."""
     for f in range(total.size):
@@ -142,7 +150,7 @@ def scan_backward(
     steps, batch, features = v.shape
     second = coefficients.shape[0] > WITHOUT_SECOND
     tiles = (features + TILE - 1) // TILE
-    learns, one = learn.any(), v.dtype.type(1)
+    learns = learn.any()
     with_fired = layer.reset == ZERO or learn[THRESHOLD] or learn[FROM_SPIKE]
     for task in prange((batch + rows - 1) // rows * tiles):
         first = task // tiles * rows
@@ -181,13 +189,12 @@ def scan_backward(
                 else:
                     membrane_adjoint_row(du, beta, carry_b, d)
                 if layer.reset == ZERO:
-                    for f in range(hi - lo):
-                        carry_b[f] *= one - q[f]
+                    clear_row(q, carry_b)
                 if learns:
                     kept = state_row(driven, 0, t - 1, b, lo, hi)
                     if layer.reset == ZERO:
-                        for f in range(hi - lo):
-                            x[f] = kept[f] * (one - q[f])
+                        x[:] = kept
+                        clear_row(q, x)
                         kept = x
                     membrane_share(learn, layer.reset, level, kept, q, du, dv if second else d, b, lo, totals)
                     if second:

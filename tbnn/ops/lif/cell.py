@@ -68,7 +68,7 @@ def advance(
     beta, threshold, second = cell
     if reset == "zero":
         v = (1 - fired) * v
-    if second is None:
+    if second is None or w is None:
         v_new = beta * v + current
     else:
         w = second.rho * w + second.from_v * v + second.from_current * current + second.from_spike * fired

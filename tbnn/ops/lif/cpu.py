@@ -78,8 +78,16 @@ def advance_row(v_before, w_before, fired, current, coefficients, lo, reset, kep
         for f in range(v.size):
             v[f] = beta[f] * kept[f] + current[f]
     else:
-        rho, from_v, from_current = coefficients[RHO, lo:hi], coefficients[FROM_V, lo:hi], coefficients[FROM_CURRENT, lo:hi]
-        from_spike, gain, to_v = coefficients[FROM_SPIKE, lo:hi], coefficients[CURRENT_GAIN, lo:hi], coefficients[TO_V, lo:hi]
+        rho, from_v, from_current = (
+            coefficients[RHO, lo:hi],
+            coefficients[FROM_V, lo:hi],
+            coefficients[FROM_CURRENT, lo:hi],
+        )
+        from_spike, gain, to_v = (
+            coefficients[FROM_SPIKE, lo:hi],
+            coefficients[CURRENT_GAIN, lo:hi],
+            coefficients[TO_V, lo:hi],
+        )
         for f in range(v.size):
             w[f] = rho[f] * w_before[f] + from_v[f] * kept[f] + from_current[f] * current[f] + from_spike[f] * fired[f]
         for f in range(v.size):
@@ -182,7 +190,8 @@ def scan(current, layer, real, traces, spikes, waiting, rows):  # pyright: ignor
         hi = min(lo + tile, features)
         beta, threshold = coefficients[BETA, lo:hi], coefficients[THRESHOLD, lo:hi]
         room = 0 if plain else hi - lo
-        kept, buffer, silent = np.empty(room, current.dtype), np.empty(room, current.dtype), np.zeros(room, current.dtype)
+        kept, buffer = np.empty(room, current.dtype), np.empty(room, current.dtype)
+        silent = np.zeros(room, current.dtype)
         for t in range(steps):
             for b in range(first, min(first + rows, batch)):
                 if t >= layer.lengths[b]:

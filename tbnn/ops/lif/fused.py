@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt import closed_form
 from tbnn.ops.ddt.closed_form import Sums
-from tbnn.ops.kernels import as_numpy, fresh, unexpanded
+from tbnn.ops.kernels import NUMPY_DTYPES, as_numpy, fresh, unexpanded
 from tbnn.ops.lif import backward, cpu, target
 from tbnn.ops.lif.cell import Cell, Rule, effective, spikes_of, trace_gain
 from tbnn.ops.lif.gradient import SpikeGradient
@@ -38,7 +38,7 @@ class _Saved(NamedTuple):
     states: Tensor  # (1 or 2, T, B, F)
     trace_start: Tensor | None
     traces: Tensor | None
-    spikes: Tensor | None  # (1, T, B, F) of gated neurons: no level tells them
+    spikes: Tensor | None  # (T, B, F) of gated neurons: no level tells them
     current: Tensor | None  # where a gradient reads it
 
 
@@ -69,7 +69,8 @@ def lif_fused(
     """:func:`lif_reference` by the fused kernels."""
     second = cell.second is not None
     # The trace's gain is a coefficient of its own: autograd leads its gradient on to those that it is made of.
-    gain = trace_gain(cell) if gradient.uses_trace else torch.ones_like(cell.beta)
+    # Without a trace any numbers may stand in its place.
+    gain = trace_gain(cell) if gradient.uses_trace else cell.threshold.detach()
     coefficients = cell.beta, cell.threshold, gain, *(cell.second or ())
     learn = np.zeros(cpu.COEFFICIENTS, bool)
     learn[: len(coefficients)] = [c.requires_grad for c in coefficients]
@@ -119,17 +120,18 @@ class _Lif(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         rule, by_trace = settings.rule, trace_start is not None
         current, start = current.contiguous(), start.contiguous()
+        _, batch, features = current.shape
         shape = (start.shape[0], *current.shape)
-        states, traces = (fresh(shape, current.dtype), fresh(shape, current.dtype) if by_trace else None)
-        spikes = fresh((1, *current.shape), current.dtype)
-        trace_start = trace_start.contiguous() if by_trace else None
+        states, spikes = fresh(shape, current.dtype), fresh(current.shape, current.dtype)
+        traces = fresh(shape, current.dtype) if by_trace else None
+        trace_start = None if trace_start is None else trace_start.contiguous()
         saved = _Saved(coefficients, start, states, trace_start, traces, spikes, current)
         run = _run(saved, settings)
         waiting = None if settings.waiting is None else settings.waiting.clone(memory_format=torch.contiguous_format)
-        rows = cpu.rows_per_task(*current.shape[1:], run.layer.winners)
-        counter = as_numpy(current.new_empty((1, 1)) if waiting is None else waiting)
+        rows = cpu.rows_per_task(batch, features, run.layer.winners)
+        counter = np.empty((1, 1), run.real.start.dtype) if waiting is None else as_numpy(waiting)
         cpu.scan(as_numpy(current), run.layer, run.real, run.traces, run.spikes, counter, rows, work=current.numel())
-        out, moments = spikes[0], None
+        out, moments = spikes, None
         if settings.gradient.emit == "denoised":
             out = fresh(current.shape, current.dtype) if rule.gated else out
             moments = _emit_denoised(run, out, settings)
@@ -143,7 +145,7 @@ class _Lif(torch.autograd.Function):
         trace_last = _last(traces, trace_start, settings) if traces is not None and trace_start is not None else None
         last_spikes = None
         if rule.gated and settings.spikes is not None:
-            last_spikes = _last(spikes, settings.spikes[None, None], settings).squeeze(0)
+            last_spikes = _last(spikes[None], settings.spikes[None, None], settings).squeeze(0)
         constants = (last if by_trace else None, last_spikes, waiting, moments)
         ctx.mark_non_differentiable(*(t for t in constants if t is not None))
         return out, last, trace_last, last_spikes, waiting, moments
@@ -156,19 +158,21 @@ class _Lif(torch.autograd.Function):
         _, steps, batch, features = saved.states.shape
         dout = saved.states.new_zeros((1, 1, features)) if grads[0] is None else unexpanded(grads[0])
         dlast = grads[2] if by_trace else grads[1]
-        carry = torch.zeros_like(saved.start[:, 0]) if dlast is None else dlast.clone(memory_format=torch.contiguous_format)
+        carry = (
+            torch.zeros_like(saved.start[:, 0]) if dlast is None else dlast.clone(memory_format=torch.contiguous_format)
+        )
         learns = ctx.needs_input_grad[1] and settings.learn.any()
-        totals = carry.new_zeros((len(saved.coefficients) if learns else 0, batch, features))
-        current = carry.new_empty((0, batch, features)) if saved.current is None else saved.current
+        totals = np.zeros((len(saved.coefficients) if learns else 0, batch, features), run.real.start.dtype)
+        current = np.empty((0, batch, features), totals.dtype) if saved.current is None else as_numpy(saved.current)
         dcurrent = fresh((steps, batch, features), carry.dtype)
         backward.scan_backward(
-            run.estimator, run.layer, run.real, run.driven, run.spikes, as_numpy(current), as_numpy(dout),
+            run.estimator, run.layer, run.real, run.driven, run.spikes, current, as_numpy(dout),
             _factors(dout, run, settings), settings.learn if learns else np.zeros_like(settings.learn),
-            cpu.rows_per_task(batch, features), *(as_numpy(t) for t in (carry, totals, dcurrent)), work=dcurrent.numel(),
+            cpu.rows_per_task(batch, features), as_numpy(carry), totals, as_numpy(dcurrent), work=dcurrent.numel(),
         )  # fmt: skip
         dcoefficients = None
         if learns:
-            dcoefficients = totals.sum(1)
+            dcoefficients = torch.from_numpy(totals).sum(1)
             dcoefficients[cpu.GAIN] /= saved.coefficients[cpu.GAIN]
         dstart = carry.unsqueeze(1)
         return dcurrent, dcoefficients, None if by_trace else dstart, dstart if by_trace else None, None
@@ -183,11 +187,12 @@ def _run(saved: _Saved, settings: _Settings) -> _Run:
     if gradient.gradient == "ddt":
         kind = target.TRACE if gradient.uses_trace else target.SOFT
     before = None if settings.spikes is None else settings.spikes[None, None]
+    spikes = None if saved.spikes is None else saved.spikes[None]
     return _Run(
         cpu.Layer(coefficients, cpu.RESETS[rule.reset], rule.refractory, winners, settings.lengths),
         _course(saved.start, saved.states, saved.start),
         _course(saved.trace_start, saved.traces, saved.start),
-        _course(before, saved.spikes, saved.start),
+        _course(before, spikes, saved.start),
         target.Estimator(
             kind, surrogate.code, surrogate.parameter, surrogate.area, gradient.floor, 1 / (1 + rule.refractory)
         ),
@@ -195,9 +200,9 @@ def _run(saved: _Saved, settings: _Settings) -> _Run:
 
 
 def _course(start: Tensor | None, steps: Tensor | None, like: Tensor) -> cpu.Course:
-    """A course for the kernels; what is None becomes empty, (1, 0, B, F)."""
-    nothing = like.new_empty((1, 0, *like.shape[2:]))
-    return cpu.Course(*(as_numpy(nothing if t is None else t) for t in (start, steps)))
+    """A course for the kernels; what is None becomes empty, (1, 0, B, F), in the dtype of ``like``."""
+    nothing = np.empty((1, 0, *like.shape[2:]), NUMPY_DTYPES[like.dtype])
+    return cpu.Course(*(nothing if t is None else as_numpy(t) for t in (start, steps)))
 
 
 def _last(steps: Tensor, start: Tensor, settings: _Settings) -> Tensor:

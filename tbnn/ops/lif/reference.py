@@ -52,7 +52,7 @@ def lif_reference(
     silent = torch.zeros_like(fired)
     levels, bits, traced, spike_traced = [], [], [], []
     for t, current_t in enumerate(current.unbind(0)):
-        before = LifState(v, trace, w, w_trace, fired, waiting)
+        before, last = LifState(v, trace, w, w_trace, None, waiting), fired
         v, w = advance(v, w, fired, current_t.detach() if by_trace else current_t, real, rule.reset)
         levels.append(effective(v, w, real))
         fired = spikes_of(levels[-1].detach(), real.threshold, waiting, rule.winners)
@@ -64,11 +64,11 @@ def lif_reference(
             spike_traced.append(_spike_trace(v, w, trace, w_trace, fired, real))
         if statistics.alive is not None:
             alive = statistics.alive[t].unsqueeze(1) > 0
-            after = LifState(v, trace, w, w_trace, fired, waiting)
-            v, trace, w, w_trace, kept, waiting = (_where(alive, *pair) for pair in zip(after, before, strict=True))
-            fired = fired * alive
-            bits.append(fired)
-            fired = kept
+            after = LifState(v, trace, w, w_trace, None, waiting)
+            stays = LifState._make(_where(alive, *pair) for pair in zip(after, before, strict=True))
+            v, trace, w, w_trace, _, waiting = stays
+            bits.append(fired * alive)
+            fired = torch.where(alive, fired, last)
         else:
             bits.append(fired)
     pair = None

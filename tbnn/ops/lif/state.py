@@ -26,15 +26,15 @@ class LifState(NamedTuple):
 
     def detach(self) -> "LifState":
         """The same state, cut from its graph."""
-        return LifState(*(None if part is None else part.detach() for part in self))
+        return LifState._make(None if part is None else part.detach() for part in self)
 
     def flat(self) -> "LifState":
         """Features flattened: each entry (B, F)."""
-        return LifState(*(None if part is None else part.reshape(part.shape[0], -1) for part in self))
+        return LifState._make(None if part is None else part.reshape(part.shape[0], -1) for part in self)
 
     def shaped(self, shape: torch.Size) -> "LifState":
         """The inverse of :meth:`flat`."""
-        return LifState(*(None if part is None else part.reshape(shape) for part in self))
+        return LifState._make(None if part is None else part.reshape(shape) for part in self)
 
 
 def check_state(
@@ -48,7 +48,7 @@ def check_state(
     """The state to start from: rest, or the given one after a check against ``current`` (T, B, features...)."""
     shape = current.shape[1:]
     rule = rule if rule is not None else Rule()
-    wanted = LifState(*(
+    wanted = LifState._make((
         current.new_zeros(shape) if needed else None
         for needed in (True, with_trace, with_second, with_trace and with_second, rule.gated, rule.refractory > 0)
     ))  # fmt: skip
@@ -67,4 +67,4 @@ def check_state(
                 f"state.{name}: expected {tuple(shape)} {current.dtype} on {current.device}, "
                 f"got {tuple(value.shape)} {value.dtype} on {value.device}"
             )
-    return LifState(*(None if rest is None else value for value, rest in zip(state, wanted, strict=True)))
+    return LifState._make(None if rest is None else value for value, rest in zip(state, wanted, strict=True))

@@ -145,7 +145,11 @@ def x_rows(estimator, level, threshold, gain, x, w):  # pyright: ignore
         for f in range(x.size):
             w[f] = w[f] * normal
     else:
-        zero, lowest, highest = level.dtype.type(0), level.dtype.type(estimator.floor), level.dtype.type(estimator.ceiling)
+        zero, lowest, highest = (
+            level.dtype.type(0),
+            level.dtype.type(estimator.floor),
+            level.dtype.type(estimator.ceiling),
+        )
         for f in range(x.size):
             raw = gain[f] * level[f]
             x[f] = min(highest, max(lowest, raw))
