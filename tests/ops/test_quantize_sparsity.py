@@ -12,7 +12,7 @@ from torch import Tensor
 from tbnn.ops.quantize import check_quantize, quantize, quantize_with_codes
 from tbnn.ops.quantize.select import LONG, NARROW_FROM
 
-LENGTHS = [1, 2, 7, 33, 130]
+LENGTHS = [1, 2, 7, 33, 64, 130]
 
 
 def latent(shape: tuple[int, ...], seed: int, lattice: bool = False) -> Tensor:
@@ -93,6 +93,15 @@ def test_n_of_m_in_every_group_along_the_axis(
         groups = [row[lo : lo + group] for lo in range(0, n, group)]
         assert mask == [k for g in groups for k in largest(g, keep)]
     assert torch.equal(kept, kept_by(rows, dim=1, **{**how, "sparsity": f"{keep}:{group}"}))
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4])
+def test_every_pattern_of_equals_in_a_group_of_four(keep: int) -> None:
+    digits = torch.arange(4**4)
+    x = torch.stack([digits // 4**k % 4 for k in range(4)], 1) * torch.tensor([1.0, -1.0, -1.0, 1.0])
+    expected = torch.tensor([largest(row, keep) for row in x.abs().tolist()])
+    assert torch.equal(kept_by(x.flatten(), sparsity=(keep, 4)), expected.flatten())
+    assert torch.equal(kept_by(x, sparsity=(keep, 4), dim=1), expected)
 
 
 @pytest.mark.parametrize("n", [8190, 8192, 8195, 20_003, 200_001])
