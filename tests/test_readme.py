@@ -10,14 +10,16 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 6
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_block_runs(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(BLOCKS[number], f"README block {number}", "exec"), {})
-    if "print" in BLOCKS[number]:
-        printed = capsys.readouterr().out
+    printed = capsys.readouterr().out
+    if "tbnn.summary" in BLOCKS[number]:
+        assert re.search(r"layers\.5 .* BinaryLinear .* 50\.0%", printed), printed
+    elif "print" in BLOCKS[number]:
         loss = re.match(r"loss (\d\.\d+), equal: True, \d+ bytes", printed)
         assert loss is not None, printed
         assert float(loss[1]) < 0.4
