@@ -14,13 +14,13 @@ from tbnn.train.log import read_metrics
 
 
 def test_two_processes_equal_one_with_the_joined_batch(config: TrainConfig, tmp_path: Path) -> None:
-    model = ModelConfig(hidden=(16,), gradient="surrogate", estimator="ste")
+    model = ModelConfig(hidden=(16,))
     optim = OptimConfig(epochs=2, batch_size=12, learning_rate=0.01, schedule="constant", calibrate=0)
     one = train(replace(config, model=model, optim=optim, output=str(tmp_path / "one")), quiet=True)
     data, two = config.data, tmp_path / "two"
     options = [
         "--data.dataset", data.dataset, "--data.source", str(data.source), "--data.cache", str(data.cache),
-        "--model.hidden", "[16]", "--model.gradient", "surrogate", "--model.estimator", "ste", "--optim.epochs", "2",
+        "--model.hidden", "[16]", "--optim.epochs", "2",
         "--optim.batch_size", "6", "--optim.learning_rate", "0.01", "--optim.schedule", "constant",
         "--optim.calibrate", "0", "--device", "cpu", "--output", str(two),
     ]  # fmt: skip

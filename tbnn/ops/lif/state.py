@@ -48,10 +48,10 @@ def check_state(
     """The state to start from: rest, or the given one after a check against ``current`` (T, B, features...)."""
     shape = current.shape[1:]
     rule = rule if rule is not None else Rule()
-    wanted = LifState._make((
+    wanted = LifState._make(
         current.new_zeros(shape) if needed else None
         for needed in (True, with_trace, with_second, with_trace and with_second, rule.gated, rule.refractory > 0)
-    ))  # fmt: skip
+    )  # fmt: skip
     if state is None:
         return wanted
     if not isinstance(state, LifState):
