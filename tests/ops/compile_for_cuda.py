@@ -1,0 +1,117 @@
+"""Compile for CUDA, without a device, every kernel that the host code would launch: run by test_compile_gpu.py.
+
+Launches are replaced by compilation, arguments and all; what the tensors hold is nonsense then, and nobody looks.
+"""
+
+import itertools
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from tbnn import surrogate
+from tbnn.ops.ddt import gpu as ddt_gpu
+from tbnn.ops.lif import Cell, LifState, Rule, Second, SpikeGradient, Statistics, check_state
+from tbnn.ops.lif.gpu import integrate_gpu, lif_gpu
+from tbnn.ops.quantize import gpu as quantize_gpu
+from tbnn.ops.quantize.grid import scheme_of
+
+
+class Driver:
+    """As much of a device as the compiler asks about."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+def neuron(
+    estimator: SpikeGradient,
+    rule: Rule,
+    second: bool,
+    ragged: bool,
+    dtype: torch.dtype,
+    size: tuple[int, int, int] = (4, 3, 48),
+) -> None:
+    steps, batch, features = size
+    current = torch.randn(size, dtype=dtype, requires_grad=True)
+    numbers = [torch.full((features,), 0.5, dtype=dtype, requires_grad=True) for _ in range(9)]
+    cell = Cell(numbers[0], numbers[1], Second(*numbers[2:]) if second else None)
+    state = check_state(None, current, with_trace=estimator.uses_trace, with_second=second, rule=rule)
+    state = LifState(*(None if part is None else part.requires_grad_(i < 4) for i, part in enumerate(state)))
+    alive = torch.ones(steps, batch, dtype=dtype) if ragged else None
+    result = lif_gpu(current, cell, state, rule, estimator, Statistics(features, alive), None)
+    last = result.state.v if result.state.trace is None else result.state.trace
+    (result.out.sum() + last.sum()).backward()
+
+
+def neurons() -> None:
+    estimators = [
+        SpikeGradient("surrogate"),
+        SpikeGradient(),
+        SpikeGradient(target="trace"),
+        SpikeGradient(emit="denoised"),
+    ]
+    for estimator, second, waits in itertools.product(estimators, (False, True), (0, 2)):
+        dtype = torch.bfloat16 if waits else torch.float32
+        neuron(estimator, Rule("subtract", waits), second, second, dtype)
+    for shape in (surrogate.fast_sigmoid(), surrogate.sigmoid(), surrogate.triangular(), surrogate.boxcar()):
+        neuron(SpikeGradient(surrogate=shape, stats="step"), Rule("zero"), False, False, torch.float16)
+    for size in ((1, 1, 1), (1, 3, 7), (4, 1, 7)):  # an integer argument of 1 is a constant to the compiler
+        for estimator in estimators:
+            neuron(estimator, Rule("subtract", 1), True, True, torch.float32, size)
+    for learns in (False, True):
+        v = torch.randn(4, 3, 48, requires_grad=True)
+        integrate_gpu(v, torch.rand(48, requires_grad=learns), v[0].detach()).sum().backward()
+
+
+def quantisers() -> None:
+    for bits, form, sparsity in itertools.product(
+        (1, 1.58, 4, None), ("affine", "linear"), ((0.0, 0, 0), (0.5, 0, 0), (0.0, 2, 4))
+    ):
+        fraction, keep, group = sparsity
+        scheme = scheme_of(bits, form, 0.01, keep, group, fraction > 0 or group > 0)
+        for shape, block in (((3, 300, 1), 128), ((2, 30, 20), 30), ((1, 20000, 1), 20000), ((1, 1, 1), 1)):
+            x = torch.randn(shape)
+            _, facts = quantize_gpu.quantize(x, block, fraction, "block", *scheme)
+            for estimator in ("ddt", "ewgs", *(("reste",) if bits == 1 else ())):
+                quantize_gpu.quantize_backward(x, x, facts, block, *scheme, estimator, [1.0, 1.5, 0.1])
+    for dtype in (torch.float64, torch.bfloat16):
+        x = torch.randn(3, 300, 1).to(dtype)
+        _, facts = quantize_gpu.quantize(x, 128, 0.0, "block", *scheme_of(4, "affine", 0.01))
+        quantize_gpu.quantize_values(x, facts, 128, *scheme_of(4, "affine", 0.01))
+        for shape in ((3, 300, 1), (2, 30, 20)):
+            x = torch.randn(shape).to(dtype)
+            _, sums = ddt_gpu.ddt(x, x, 0.01, "affine", 30)
+            ddt_gpu.ddt_backward(x, x, x, sums, 0.01, "affine", 30, True, True)
+
+
+def main() -> None:
+    compiled: set[str] = set()
+    launch = JITFunction.run
+
+    def compile_only(self: JITFunction, *args, grid, warmup, **kwargs):
+        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        assert "cubin" in kernel.asm
+        compiled.add(kernel.name + str(hash(kernel.asm["ptx"])))
+        return kernel
+
+    JITFunction.run = compile_only  # type: ignore[method-assign]
+    triton.runtime.driver.set_active(Driver(int(sys.argv[1])))
+    neurons()
+    quantisers()
+    print(f"{len(compiled)} kernels compiled for sm_{sys.argv[1]} by triton {triton.__version__}")
+
+
+if __name__ == "__main__":
+    main()
