@@ -88,4 +88,4 @@ def with_threads() -> Callable[..., Any]:
     return call
 
 
-pytest_plugins = ["tests.halves"]
+pytest_plugins = ["tests.halves", "tests.interpreter"]

@@ -103,9 +103,7 @@ class Neuron(Recorded, Stateful, abstract=True):
         self.winners = activity if isinstance(activity, Winners) else None
         self.homeostasis = Homeostasis(activity) if isinstance(activity, TargetRate) else None
         if self.reset_mechanism not in RESETS:
-            raise ValueError(
-                f"reset_mechanism: expected 'subtract', 'zero' or 'none', got {self.reset_mechanism!r}"
-            )
+            raise ValueError(f"reset_mechanism: expected 'subtract', 'zero' or 'none', got {self.reset_mechanism!r}")
         check_rule(self.reset_mechanism, self.refractory, None)
         theta = torch.as_tensor(threshold, dtype=torch.get_default_dtype())
         if not bool(theta.isfinite().all()):
@@ -147,9 +145,7 @@ class Neuron(Recorded, Stateful, abstract=True):
         g = self.spike_gradient
         return g if g.stats == "step" else SpikeGradient(**{**vars(g), "stats": "step"})
 
-    def run(
-        self, current: Tensor, state: Any, lengths: Tensor | None, gradient: SpikeGradient
-    ) -> tuple[Tensor, Any]:
+    def run(self, current: Tensor, state: Any, lengths: Tensor | None, gradient: SpikeGradient) -> tuple[Tensor, Any]:
         """A sequence (T, B, features...) of ``lengths`` steps (B,), under a given estimator."""
         affine = self.emitted_affine() if gradient.emit == "denoised" and not self.training else None
         out, after, moments = self._lif(current, state, lengths, gradient, affine)

@@ -161,6 +161,7 @@ def nmnist_conv(
     classes: int = 10,
     *,
     input_shape: Sequence[int] = (2, 34, 34),
+    stride: int = 1,
     dropout: float = 0.25,
     beta_readout: float = 0.9,
     weights: Weights = None,
@@ -169,13 +170,20 @@ def nmnist_conv(
     """N-MNIST: 16C5-MP2-32C5-MP2-10, each convolution with batch norm over time, and a leaky readout.
 
     A few hundred recordings train it, one bit a weight in every layer: few channels, padded convolutions, dropout (one
-    mask over time), and :func:`calibrate` before, which brings the readout's 2048 inputs to the loss's scale.
+    mask over time), and :func:`calibrate` before, which brings the readout's 2048 inputs to the loss's scale. ``stride`` is
+    that of the first convolution.
     """
     parts, layers, depth = _Parts(weights, neuron), [], input_shape[0]
-    for size in channels:
-        layers += [*parts.spiking_conv(depth, size, 5), MaxPool2d(2)]
-        depth = size
-    features = depth * _halved(input_shape, len(channels))
+    height, width = input_shape[1:]
+    for index, size in enumerate(channels):
+        step = stride if index == 0 else 1
+        layers += [*parts.spiking_conv(depth, size, 5, step), MaxPool2d(2)]
+        depth, height, width = size, -(-height // step) // 2, -(-width // step) // 2
+    if min(height, width) < 1:
+        raise ValueError(
+            f"input_shape: expected sides that {len(channels)} pools leave something of, got {tuple(input_shape)}"
+        )
+    features = depth * height * width
     head = [Flatten(), *_dropout(dropout), parts.linear(features, classes), LeakyIntegrator(beta_readout)]
     return Network([*layers, *head], input_shape)
 

@@ -1,10 +1,13 @@
 """How a numba kernel is declared, compiled once per machine, and given its threads."""
 
 import functools
+import hashlib
+import importlib.util
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, overload
+from pathlib import Path
+from typing import Any, TypeVar, overload
 
 import numba
 import numpy as np
@@ -14,6 +17,8 @@ from torch import Tensor
 
 logger = logging.getLogger("tbnn")
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 # `parallel=True` loops below this many elements run on one thread: waking a second costs more than it saves.
 SERIAL_BELOW = 1 << 15
 
@@ -22,8 +27,25 @@ MOST_THREADS: int = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeA
 
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
-device_function = numba.njit(inline="never", error_model="numpy", nogil=True, cache=True)
-"""A helper that kernels call: compiled, cached, never called from Python on a hot path."""
+
+@functools.cache
+def _sources() -> str:
+    """A digest of every file below tbnn/ops: kernels call helpers of other files, so a cached one depends on all."""
+    root = Path(__file__).parent
+    facts = [(path.relative_to(root).as_posix(), path.stat()) for path in sorted(root.rglob("*.py"))]
+    return hashlib.sha256(repr([(n, s.st_mtime_ns, s.st_size) for n, s in facts]).encode()).hexdigest()
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """numba's dispatcher with its cache; numba by itself looks at the file of the function alone."""
+    dispatcher: Any = numba.njit(error_model="numpy", nogil=True, cache=True, **options)(function)
+    dispatcher._cache._cache_file._source_stamp = _sources()
+    return dispatcher
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """A helper that kernels call: compiled, cached, never called from Python on a hot path."""
+    return _compiled(function, inline="never")
 
 
 class Kernel:
@@ -35,7 +57,7 @@ class Kernel:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.name = function.__name__
         self.__doc__ = function.__doc__
-        self.dispatcher: Any = numba.njit(parallel=True, error_model="numpy", nogil=True, cache=True)(function)
+        self.dispatcher = _compiled(function, parallel=True)
 
     def __call__(self, *args: Any, work: int = SERIAL_BELOW) -> Any:
         """Run the kernel; ``work`` is the number of elements it touches, which decides about threads."""
@@ -59,6 +81,11 @@ def _start_pool() -> None:
     threads = torch.get_num_threads()
     numba.get_num_threads()
     torch.set_num_threads(threads)
+
+
+def untraced(function: F) -> F:
+    """Declare a function that calls numba to be none of a tracer's business: torch.compile breaks its graph around it."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 def kernel(function: Callable[..., Any]) -> Kernel:
@@ -88,18 +115,34 @@ def unexpanded(grad: Tensor) -> Tensor:
     return grad.contiguous()
 
 
-def backend_for(
-    tensor: Tensor, backend: str | None = None, kernel_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
-) -> str:
-    """``"cpu"`` (numba kernels) for ``kernel_dtypes`` on the CPU, else ``"reference"`` (torch, any device).
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed; it is imported when a kernel first runs."""
+    return importlib.util.find_spec("triton") is not None
 
-    ``backend`` overrides it, for tests. Raises ``ValueError`` for a name that is neither.
+
+def backend_for(
+    tensor: Tensor,
+    backend: str | None = None,
+    kernel_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64),
+    gpu_dtypes: tuple[torch.dtype, ...] = (),
+    exports: bool = False,
+) -> str:
+    """``"cpu"`` (numba) or ``"gpu"`` (Triton, CUDA tensors) for the dtypes that have kernels, else ``"reference"`` (torch).
+
+    ``exports``: whether torch.export knows the kernels as operators; else it gets the reference to trace.
+    ``backend`` overrides it, for tests. Raises ``ValueError`` for another name, or one that is not for this device.
     """
+    device = tensor.device.type
     if backend is None:
-        fits = tensor.device.type == "cpu" and tensor.dtype in kernel_dtypes
-        return "cpu" if fits else "reference"
-    if backend not in ("cpu", "reference"):
-        raise ValueError(f"backend: expected 'cpu' or 'reference', got {backend!r}")
+        if not exports and torch.compiler.is_exporting():
+            return "reference"
+        if device == "cuda":
+            return "gpu" if tensor.dtype in gpu_dtypes and has_triton() else "reference"
+        return "cpu" if device == "cpu" and tensor.dtype in kernel_dtypes else "reference"
+    compiled = "gpu" if device == "cuda" else "cpu"
+    if backend not in (compiled, "reference"):
+        raise ValueError(f"backend: expected {compiled!r} or 'reference', got {backend!r}")
     return backend
 
 
@@ -112,5 +155,11 @@ def describe() -> dict[str, str]:
         "torch": torch.__version__,
         "numba": numba.__version__,
         "cpu": f"{binding.get_host_cpu_name()}, {torch.get_num_threads()} threads: numba kernels (float32, float64)",
-        "gpu": f"{cuda}: torch reference, a loop over time" if torch.cuda.is_available() else "none",
+        "gpu": f"{cuda}: {_gpu_path()}" if torch.cuda.is_available() else "none",
     }
+
+
+def _gpu_path() -> str:
+    if not has_triton():
+        return "torch reference, a loop over time (Triton is not installed: pip install 'tbnn[gpu]')"
+    return "Triton kernels (float32, bfloat16, float16; weights also float64); neurons with winners or in float64: torch reference"

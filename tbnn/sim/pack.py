@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tbnn._version import __version__
 from tbnn.bits import WORD_BITS, pack_bits
-from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent
+from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Neuron, Recurrent
 from tbnn.nn.dropout import SpikeDropout
 from tbnn.nn.fold import NORMS, fold_batch_norms
 from tbnn.nn.pool import Flatten
@@ -127,7 +127,7 @@ def _linear(name: str, layer: BinaryLinear, emitted: Affine) -> PackedLinear:
     )
 
 
-def _emitted(name: str, neuron: Leaky) -> Affine:
+def _emitted(name: str, neuron: Neuron) -> Affine:
     """The constants (a, b) of what leaves a neuron in evaluation."""
     if neuron.spike_gradient.emit == "bits":
         return BITS
@@ -159,7 +159,9 @@ def _recurrent(name: str, layer: Recurrent, size: int) -> PackedLeaky:
     neuron, inner = layer.neuron, layer.recurrent_layer
     if type(neuron) is not Leaky or type(inner) is not BinaryLinear or layer.delay != 1:
         got = f"Recurrent({_describe(neuron)}, {_describe(inner)})"
-        raise ValueError(f"{name}: expected Recurrent(Leaky, BinaryLinear) of delay 1, got {got}; what packs: {PACKABLE}")
+        raise ValueError(
+            f"{name}: expected Recurrent(Leaky, BinaryLinear) of delay 1, got {got}; what packs: {PACKABLE}"
+        )
     emitted = _emitted(name, neuron)
     feedback = _linear(f"{name}.recurrent_layer", inner, emitted)
     rest_bias = None

@@ -42,7 +42,7 @@ def build_network(model: ModelConfig, sensor: tuple[int, int, int], classes: int
         return zoo.vgg11(classes, dropout=model.dropout, **options)
     if model.network == "spiking_resnet":
         return zoo.spiking_resnet(model.hidden, classes, **options)
-    return zoo.nmnist_conv(model.hidden, classes, dropout=model.dropout, **options)
+    return zoo.nmnist_conv(model.hidden, classes, stride=model.stride, dropout=model.dropout, **options)
 
 
 def _dense(model: ModelConfig, width: int, classes: int) -> Network:

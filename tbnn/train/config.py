@@ -60,6 +60,7 @@ class ModelConfig:
         network: "dense" (fully connected, by ``hidden`` and ``recurrent``), or a convolutional net of ``tbnn.nn.zoo``:
             "nmnist_conv", "dvsgesture_conv", "vgg11" or "spiking_resnet".
         hidden: neurons in each hidden layer; of a convolutional net that asks for them, its channels.
+        stride: of the first convolution of "nmnist_conv".
         recurrent: whether each hidden layer feeds back on itself, one step later.
         weights: "binary" (few bits each) or "float".
         bits, sparsity, scope, estimator, form, lam, block: of binary weights, see ``tbnn.nn.BinaryLinear``; sparsity is a
@@ -78,6 +79,7 @@ class ModelConfig:
 
     network: Literal["dense", "nmnist_conv", "dvsgesture_conv", "vgg11", "spiking_resnet"] = "dense"
     hidden: tuple[int, ...] = (256,)
+    stride: int = 1
     recurrent: bool = False
     weights: Literal["binary", "float"] = "binary"
     bits: float = 1

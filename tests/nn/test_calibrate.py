@@ -183,7 +183,15 @@ def test_norms_and_residual_blocks_start_alive() -> None:
     x = (torch.rand(8, 6, 2, 8, 8) < 0.1).float()
     block = Residual([BinaryConv2d(4, 4, 3, padding=1), TemporalBatchNorm(4), Leaky(0.9)])
     net = Network(
-        [BinaryConv2d(2, 4, 3, padding=1), TemporalBatchNorm(4), Leaky(0.9), block, Flatten(), BinaryLinear(256, 3), LeakyIntegrator(0.9)],
+        [
+            BinaryConv2d(2, 4, 3, padding=1),
+            TemporalBatchNorm(4),
+            Leaky(0.9),
+            block,
+            Flatten(),
+            BinaryLinear(256, 3),
+            LeakyIntegrator(0.9),
+        ],
         (2, 8, 8),
     )
     reached = calibrate(net, x, rate=0.1)

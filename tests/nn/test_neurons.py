@@ -195,7 +195,14 @@ class OwnAdLIF(CustomNeuron):
 @pytest.mark.parametrize(("own", "name", "theta"), [(OwnLeaky, "leaky", 1.0), (OwnAdLIF, "adlif", 0.25)])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"stats": "step"}, {"gradient": "surrogate"}, {"refractory": 2}, {"activity": Winners(3)}, {"emit": "denoised"}],
+    [
+        {},
+        {"stats": "step"},
+        {"gradient": "surrogate"},
+        {"refractory": 2},
+        {"activity": Winners(3)},
+        {"emit": "denoised"},
+    ],
     ids=str,
 )
 def test_an_own_neuron_is_the_librarys(own: Any, name: str, theta: float, options: dict[str, Any]) -> None:
@@ -204,7 +211,10 @@ def test_an_own_neuron_is_the_librarys(own: Any, name: str, theta: float, option
     mask = torch.arange(15).unsqueeze(1) < torch.tensor([15, 8, 3])
     for given in (None, mask):
         results = []
-        for neuron in (own(theta, learn_threshold=True, **options).double(), make(name, {**options, "learn_threshold": True})):
+        for neuron in (
+            own(theta, learn_threshold=True, **options).double(),
+            make(name, {**options, "learn_threshold": True}),
+        ):
             leaf = x.clone().requires_grad_()
             out, _ = neuron(leaf, mask=given)
             results.append((out, *torch.autograd.grad(out, [leaf, neuron.threshold], g)))

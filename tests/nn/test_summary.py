@@ -16,7 +16,9 @@ def x() -> Tensor:
 
 
 def test_a_small_network_counted_by_hand(x: Tensor) -> None:
-    net = Network([BinaryLinear(8, 16), Leaky(0.5), BinaryLinear(16, 3, bias=False, form="linear"), LeakyIntegrator(0.5)])
+    net = Network(
+        [BinaryLinear(8, 16), Leaky(0.5), BinaryLinear(16, 3, bias=False, form="linear"), LeakyIntegrator(0.5)]
+    )
     result = summary(net, x)
     first, leaky, second, readout = result.layers
     assert [row.name for row in result.layers] == ["layers.0", "layers.1", "layers.2", "layers.3"]
@@ -54,7 +56,9 @@ def test_it_changes_nothing(x: Tensor) -> None:
 
 def test_convolution_and_recurrence() -> None:
     conv = nn.Conv2d(2, 4, 3, padding=1, bias=False)
-    net = Network([conv, Leaky(0.5), nn.Flatten(2), nn.Linear(64, 5), Recurrent(Leaky(0.5), nn.Linear(5, 5))], (2, 4, 4))
+    net = Network(
+        [conv, Leaky(0.5), nn.Flatten(2), nn.Linear(64, 5), Recurrent(Leaky(0.5), nn.Linear(5, 5))], (2, 4, 4)
+    )
     x = torch.ones(3, 2, 2, 4, 4)
     rows = {row.name: row for row in summary(net, x).layers}
     inside = 4 * 9 + 8 * 6 + 4 * 4  # taps of a 3×3 window that lie inside a padded 4×4 picture

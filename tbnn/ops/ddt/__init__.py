@@ -69,7 +69,7 @@ def ddt(
         raise ValueError(f"ddt: expected at least one value, got shape {tuple(x.shape)}")
     layout = BlockLayout(x, dim, block)
     x3, q3 = layout.split(x), layout.split(q)
-    if backend_for(x, backend, KERNEL_DTYPES) == "cpu":
+    if backend_for(x, backend, KERNEL_DTYPES, KERNEL_DTYPES, exports=True) != "reference":
         return layout.join(Ridge.apply(x3, q3, lam, form, layout.block))
     return layout.join(_reference_blocks(x3, q3, lam, form, layout.block))
 

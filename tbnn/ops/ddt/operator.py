@@ -1,5 +1,7 @@
 """The CPU kernels as torch operators, so that torch.compile, torch.export and checkpoints see through them."""
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,8 +64,15 @@ def _ddt_backward(
     return dx.to(x.dtype), dq.to(x.dtype) if for_q else x.new_empty(0)
 
 
+def on_gpu(module: str, name: str) -> Callable[..., Any]:
+    """The function of that name from ``module``, imported, and Triton with it, when it is first called."""
+    return lambda *arguments: getattr(importlib.import_module(module), name)(*arguments)
+
+
 _library.impl("ddt", _ddt, "CPU")
 _library.impl("ddt_backward", _ddt_backward, "CPU")
+for _name in ("ddt", "ddt_backward"):
+    _library.impl(_name, on_gpu("tbnn.ops.ddt.gpu", _name), "CUDA")
 
 
 @torch.library.register_fake("tbnn::ddt", lib=_library)

@@ -51,6 +51,9 @@ def lif(
     detached. Other resets: "zero" (``v[t] = β·(1 − q[t−1])·v[t−1] + I[t]``) and "none". A second state makes synaptic and
     adaptive neurons of it, see :func:`tbnn.ops.lif.cell.advance`.
 
+    On the CPU one compiled scan forward and one backward; torch.compile breaks its graph around them. torch.export, which
+    cannot, unrolls the reference's loop; a check of values (target="trace", ``lengths``) it refuses.
+
     Args:
         current: I, (T, B, features...), T and B at least 1.
         beta, threshold: floats, or tensors that broadcast to (features...).
@@ -86,7 +89,11 @@ def lif(
     flat = current.reshape(steps, batch, math.prod(features))
     alive = None if lengths is None else _alive(lengths, flat)
     statistics = Statistics(features[0] if features else 1, alive, joined)
-    run = lif_fused if backend_for(current, backend) == "cpu" else lif_reference
+    path = backend_for(current, backend, gpu_dtypes=(torch.float32, torch.bfloat16, torch.float16))
+    if path == "gpu":
+        from tbnn.ops.lif.gpu import lif_gpu as run
+    else:
+        run = lif_fused if path == "cpu" else lif_reference
     result = run(flat, cell, state.flat(), rule, gradient, statistics, affine)
     return LifOutput(result.out.reshape(current.shape), result.state.shaped(current.shape[1:]), result.moments)
 

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt import closed_form
 from tbnn.ops.ddt.closed_form import Sums
-from tbnn.ops.kernels import NUMPY_DTYPES, as_numpy, fresh, unexpanded
+from tbnn.ops.kernels import NUMPY_DTYPES, as_numpy, fresh, unexpanded, untraced
 from tbnn.ops.lif import backward, cpu, target
 from tbnn.ops.lif.cell import Cell, Rule, effective, spikes_of, trace_gain
 from tbnn.ops.lif.gradient import SpikeGradient
@@ -57,6 +57,7 @@ class _Run(NamedTuple):
         return self.traces if self.estimator.kind == target.TRACE else self.real
 
 
+@untraced
 def lif_fused(
     current: Tensor,
     cell: Cell,

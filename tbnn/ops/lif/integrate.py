@@ -7,16 +7,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tbnn.ops.kernels import as_numpy, backend_for, fresh, unexpanded
+from tbnn.ops.kernels import as_numpy, backend_for, fresh, unexpanded, untraced
 from tbnn.ops.lif import backward, cpu
 from tbnn.ops.lif.target import INTEGRATE, Estimator
 
 
 def leaky_integrate(current: Tensor, beta: Tensor, v0: Tensor, backend: str | None = None) -> Tensor:
     """``v[t] = β·v[t−1] + I[t]``: current (T, B, F), beta (F,), v0 (B, F) -> v (T, B, F)."""
-    if backend_for(current, backend) == "cpu":
-        v: Tensor = _Integrate.apply(current, beta, v0)
-        return v
+    path = backend_for(current, backend, gpu_dtypes=(torch.float32, torch.bfloat16, torch.float16))
+    if path == "gpu":
+        from tbnn.ops.lif.gpu import integrate_gpu
+
+        return integrate_gpu(current, beta, v0)
+    if path == "cpu":
+        return _fused(current, beta, v0)
     return leaky_integrate_reference(current, beta, v0)
 
 
@@ -27,6 +31,12 @@ def leaky_integrate_reference(current: Tensor, beta: Tensor, v0: Tensor) -> Tens
         v = beta * v + current_t
         out.append(v)
     return torch.stack(out)
+
+
+@untraced
+def _fused(current: Tensor, beta: Tensor, v0: Tensor) -> Tensor:
+    v: Tensor = _Integrate.apply(current, beta, v0)
+    return v
 
 
 class _Integrate(torch.autograd.Function):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tbnn.ops.kernels import as_numpy, backend_for, fresh
+from tbnn.ops.kernels import as_numpy, backend_for, fresh, untraced
 from tbnn.ops.max_pool import cpu
 from tbnn.ops.max_pool.reference import max_pool_reference
 
@@ -25,10 +25,16 @@ def max_pool(x: Tensor, kernel: Pair, stride: Pair, padding: Pair = (0, 0), back
     """
     planes = x.reshape(-1, *x.shape[-2:])
     if backend_for(x, backend) == "cpu":
-        y: Tensor = _MaxPool.apply(planes, (*kernel, *stride, *padding))
+        y = _fused(planes, (*kernel, *stride, *padding))
     else:
         y = max_pool_reference(planes, kernel, stride, padding)
     return y.reshape(*x.shape[:-2], *y.shape[-2:])
+
+
+@untraced
+def _fused(planes: Tensor, window: tuple[int, ...]) -> Tensor:
+    y: Tensor = _MaxPool.apply(planes, window)
+    return y
 
 
 class _MaxPool(torch.autograd.Function):

@@ -106,7 +106,7 @@ def quantize(
     scheme, prune, how = _checked(x, bits, sparsity, scope, form, lam, estimator)
     layout = BlockLayout(x, dim, block)
     x3 = layout.split(x)
-    if backend_for(x, backend, KERNEL_DTYPES) == "cpu":
+    if backend_for(x, backend, KERNEL_DTYPES, KERNEL_DTYPES, exports=True) != "reference":
         x_hat, _ = quantize_cpu(x3, scheme, prune, *name_and_settings(how), layout.block)
     else:
         x_hat, _ = _by_reference(x3, scheme, prune, how, layout.block)
@@ -131,7 +131,7 @@ def quantize_with_codes(
     layout = BlockLayout(x, dim, block)
     x3 = layout.split(x)
     factor, shift = scheme.value_factor, scheme.value_shift
-    if backend_for(x, backend, KERNEL_DTYPES) == "cpu":
+    if backend_for(x, backend, KERNEL_DTYPES, KERNEL_DTYPES, exports=True) != "reference":
         x_hat, facts = quantize_cpu(x3, scheme, prune, *name_and_settings(how), layout.block)
         s, offset = facts[..., S], facts[..., OFFSET]
         values = values_cpu(x3, facts, scheme, layout.block)

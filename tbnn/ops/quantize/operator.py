@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt.closed_form import Sums, check_slopes
-from tbnn.ops.ddt.operator import widened
+from tbnn.ops.ddt.operator import on_gpu, widened
 from tbnn.ops.kernels import as_numpy
 from tbnn.ops.quantize import cpu
 from tbnn.ops.quantize.grid import Scheme
@@ -55,6 +55,7 @@ for _name, _function in (
     ("quantize_values", _quantize_values),
 ):
     _library.impl(_name, _function, "CPU")
+    _library.impl(_name, on_gpu("tbnn.ops.quantize.gpu", _name), "CUDA")
 
 
 @torch.library.register_fake("tbnn::quantize", lib=_library)
