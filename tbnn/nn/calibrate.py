@@ -29,7 +29,7 @@ def calibrate(
     Whatever the density of the input, the form of the weights or the time constants, no layer starts silent or
     saturated. A readout's weights are scaled until its mean over time has the standard deviation ``readout_std``.
     Scaling latent weights scales their reconstruction alike. A norm before a neuron takes its running statistics from the
-    batch, and its own weight is scaled. The layers of residual blocks are scaled inside them. The feedback of a recurrent layer is set to
+    batch, and its own weight is scaled. Where few may win, ``rate`` is that of the neurons that would fire if all might. The layers of residual blocks are scaled inside them. The feedback of a recurrent layer is set to
     mean |w|·√N = ``feedback_gain`` first: above 1 a random recurrent layer amplifies its own activity, and the gradient.
 
     Args:
@@ -50,8 +50,10 @@ def calibrate(
         reached = _calibrate(network.eval(), network.unpacked(x), rate, readout_std, feedback_gain)
     finally:
         network.train(was_training)
+    layers = dict(network.named_modules())
     for name, got in reached.items():
-        if abs(got - rate) > rate / 2:
+        neuron = getattr(layers[name], "neuron", layers[name])
+        if neuron.winners is None and abs(got - rate) > rate / 2:
             logger.warning(
                 "calibrate: %s fires at %.2g, not at %.2g: no scale of its weights gives that rate", name, got, rate
             )
@@ -147,10 +149,16 @@ def _set_feedback(layer: nn.Module, gain: float) -> None:
 def _gain_for_rate(layer: Neuron | Recurrent, current: Tensor, rate: float) -> float:
     """The factor on ``current`` at which the layer fires at ``rate``: bisection on a logarithmic scale."""
 
+    neuron = layer.neuron if isinstance(layer, Recurrent) else layer
+    winners, neuron.winners = neuron.winners, None  # they are a choice among neurons that would fire
+
     def fires(gain: float) -> float:
         return firing_rate(layer, layer(current * gain)[0])
 
-    return _bisect(fires, rate)
+    try:
+        return _bisect(fires, rate)
+    finally:
+        neuron.winners = winners
 
 
 def _bisect(rate_at: Callable[[float], float], rate: float) -> float:

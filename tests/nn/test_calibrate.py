@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tbnn.nn import BinaryLinear, FiringRates, Leaky, LeakyIntegrator, Network, Recurrent, calibrate
+from tbnn.nn import BinaryLinear, FiringRates, Leaky, LeakyIntegrator, Network, Recurrent, Winners, calibrate
 from tbnn.nn.conv import BinaryConv2d
 from tbnn.nn.norm import TemporalBatchNorm
 from tbnn.nn.pool import Flatten
@@ -204,3 +204,14 @@ def test_norms_and_residual_blocks_start_alive() -> None:
     with FiringRates(net.train()) as rates, torch.no_grad():
         net(x)
     assert all(abs(rate - 0.1) < 0.04 for rate in rates.mean().values()), rates.mean()
+
+
+def test_winners_are_chosen_among_neurons_that_would_fire(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    x = (torch.rand(10, 4, 50) < 0.1).float()
+    net, free = Network([BinaryLinear(50, 100), Leaky(0.9, activity=Winners(1))]), Leaky(0.9)
+    reached = calibrate(net, x)
+    assert reached["layers.1"] <= 0.01
+    assert abs(free(net.layers[0](x))[0].mean() - 0.1) < 0.02
+    assert net.layers[1].winners == Winners(1)
+    assert not caplog.records
