@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,8 +85,21 @@ def _start_pool() -> None:
 
 
 def untraced(function: F) -> F:
-    """Declare a function that calls numba to be none of a tracer's business: torch.compile breaks its graph around it."""
-    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
+    """Declare a function that calls numba to be none of a tracer's business: torch.compile breaks its graph around it.
+
+    torch.compiler.disable at once would make ``import tbnn`` import the compiler; whoever compiles has imported it.
+    """
+    disabled: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*args, **kwargs)
+
+    return call  # pyright: ignore[reportReturnType]
 
 
 def kernel(function: Callable[..., Any]) -> Kernel:
