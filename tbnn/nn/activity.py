@@ -99,11 +99,14 @@ class Homeostasis(nn.Module):
         return torch.maximum(threshold + offset, LOWEST_THRESHOLD * threshold.detach())
 
     @torch.no_grad()
-    def observe(self, spikes: Tensor, count: Tensor | float, threshold: Tensor) -> None:
-        """Follow one training sequence: spikes summed over time and batch, (features...), of ``count`` steps in all."""
+    def observe(self, spikes: Tensor, count: Tensor | float, threshold: Tensor, joined: bool) -> None:
+        """Follow one training sequence: spikes summed over time and batch, (features...), of ``count`` steps in all.
+
+        With ``joined``, the processes of a distributed run add theirs up.
+        """
         per_channel = spikes.reshape(self.offset.numel(), -1)
         total = torch.cat([per_channel.sum(1), torch.as_tensor([float(count)]).to(spikes)])
-        if distributed():
+        if joined:
             torch.distributed.all_reduce(total)
         rate = total[:-1] / (total[-1].clamp(min=1) * per_channel.shape[1])
         error = torch.log((rate + self.target.rate / 10) / (1.1 * self.target.rate)).clamp(-1, 1)

@@ -194,7 +194,7 @@ class Neuron(Recorded, Stateful, abstract=True):
         if self.homeostasis is None or not self.training:
             return
         count = out.shape[0] * out.shape[1] if lengths is None else lengths.sum()
-        self.homeostasis.observe((out.detach() > 0).to(out.dtype).sum((0, 1)), count, self.threshold)
+        self.homeostasis.observe((out.detach() > 0).to(out.dtype).sum((0, 1)), count, self.threshold, self.joined)
 
     @torch.no_grad()
     def _update(self, moments: Tensor) -> None:

@@ -34,7 +34,7 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
         gain: None, or (outputs,), a factor on each output's scales, offsets and Ŵ: what :func:`fold_batch_norms` leaves.
 
     Raises:
-        ValueError: sizes below 1, arguments that :func:`tbnn.quantize` refuses.
+        ValueError: sizes below 1, arguments that :func:`tbnn.quantize` refuses; λ = 0 where training may make Var(q) 0.
 
     Source: arXiv 2409.09245.
     """
@@ -60,6 +60,8 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
         if block is not None and block < 1:
             raise ValueError(f"block: expected None or a length >= 1, got {block}")
         check_quantize(bits, sparsity, form, lam, estimator, scope)
+        if lam == 0 and not (form == "linear" and bits is not None and sparsity == 0 and bits != 1.58):
+            raise ValueError("lam: expected a number > 0 (a block's codes may come to be all alike, or all 0), got 0")
         self.bits, self.sparsity, self.scope = bits, sparsity, scope
         self.estimator, self.form, self.lam, self.block = estimator, form, lam, block
         self.weight = nn.Parameter(torch.empty(shape))
