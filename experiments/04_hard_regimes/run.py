@@ -46,6 +46,10 @@ ESTIMATORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # options of t
     "DDT, soft target": ({}, {}),
     "DDT, soft target, slope only": ({"form": "linear"}, {"differentiate_stats": False}),
     "DDT, trace target": ({}, {"target": "trace"}),
+    "DDT, trace target, slope only, λ 5e-4": (
+        {"form": "linear"},
+        {"target": "trace", "differentiate_stats": False, "lam": 5e-4},  # λ in proportion to the variance of a trace
+    ),
     "DDT weights, atan(2)": ({}, {"gradient": "surrogate", "surrogate": surrogate.atan()}),
     "STE, atan(2)": ({"estimator": "ste"}, {"gradient": "surrogate", "surrogate": surrogate.atan()}),
     "STE, fast_sigmoid(25)": ({"estimator": "ste"}, {"gradient": "surrogate", "surrogate": surrogate.fast_sigmoid()}),
@@ -93,7 +97,7 @@ def finer(x: Tensor) -> Tensor:
 
 REGIMES = {
     "depth": Regime("12 layers of weights, no normalisation, T = 20 (N-MNIST subset)", "nmnist_small", 12, 32, deep),
-    "length": Regime("recurrent, T = 512 (Braille-7)", "braille7", 5, 64, long, finer),
+    "length": Regime("recurrent, T = 512 (Braille-7)", "braille7", 4, 64, long, finer),
     "sparsity": Regime("99.9 % of the hidden weights 0, 99 % of the readout's (digits)", "digits", 15, 32, sparse),
     "activity": Regime("at most 1 % of the neurons spike (N-MNIST subset)", "nmnist_small", 12, 32, quiet),
 }
@@ -208,7 +212,7 @@ def main() -> None:
             for e in ESTIMATORS:
                 accuracies = [r["test_accuracy"] for r in finals if r["estimator"] == e]
                 print(
-                    f"{name:9} {e:28} scale {best[e]:<5g} test {statistics.mean(accuracies):.3f} {accuracies}",
+                    f"{name:9} {e:38} scale {best[e]:<5g} test {statistics.mean(accuracies):.3f} {accuracies}",
                     flush=True,
                 )
     if not arguments.quick:
