@@ -60,7 +60,9 @@ class Neuron(Recorded, Stateful, abstract=True):
         differentiate_stats: False keeps the ridge's slope and drops the gradient of slope and means.
         reset_mechanism: "subtract", "zero" or "none".
         learn_threshold: train θ.
-        lam: λ > 0 of the ridge regression.
+        lam: λ > 0 of the ridge regression, in units of q². A trace varies less than the spikes it filters, by the factor
+            (1−β)/(1+β): with target="trace" a λ smaller by it shrinks the gradient as little as 0.01 does the soft
+            target's, which deep networks need.
         scale: multiplies the gradient of emitted bits.
         per_channel: with stats="sequence", one block a channel (the first feature axis), the default, or one for the
             layer, the default for the soft target of :class:`Winners`.
