@@ -45,3 +45,37 @@ def test_speed_ratios() -> None:
     rows = json.loads((ROOT / "experiments/speed/results/first_light.cpu.json").read_text())["rows"]
     for row in rows:
         assert f"| {row['shape']} | {row['theirs']} | {row['ratio']:.1f} |" in TEXTS["experiments/README.md"]
+
+
+def spread(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+
+
+def test_nmnist_conv_figures() -> None:
+    results = json.loads((ROOT / "experiments/03_nmnist_conv/results.json").read_text())
+    row = spread([run["test_accuracy"] for run in results["runs"]])
+    assert len(results["runs"]) == 3
+    assert f"| {results['weights']:,} | {results['bits_per_weight']:.2f} | {row} |" in TEXTS["experiments/README.md"]
+    assert row in TEXTS["README.md"]
+
+
+def test_hard_regime_figures() -> None:
+    regimes = json.loads((ROOT / "experiments/04_hard_regimes/results.json").read_text())
+    names = [name for name, part in regimes.items() if isinstance(part, dict) and "runs" in part]
+    assert set(names) == {"depth", "length", "sparsity", "activity"}
+    estimators = {run["estimator"] for run in regimes["depth"]["runs"]}
+    for name, estimator in ((name, estimator) for name in names for estimator in estimators):
+        runs = [run for run in regimes[name]["runs"] if run["estimator"] == estimator]
+        assert len(runs) == 5
+        accuracies = [run["test_accuracy"] for run in runs]
+        norm = sorted(run["median_norm"] for run in runs)[2]
+        cells = f"| {name} | {estimator} | {runs[0]['scale']:g} | {spread(accuracies)} | {norm:.2g} |"
+        assert cells in TEXTS["experiments/README.md"], cells
+
+
+def test_quantisation_ratios() -> None:
+    rows = json.loads((ROOT / "experiments/speed/results/quantize.cpu.json").read_text())["rows"]
+    for row in rows:
+        time = f"{1 / row['ratio']:.2f}"
+        memory = f"{row['memory_of_theirs']:.2f}" if "memory_of_theirs" in row else ""
+        assert f"| {row['shape']} | {row['theirs']} | {time} | {memory} |" in TEXTS["experiments/README.md"]

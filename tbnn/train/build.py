@@ -67,12 +67,7 @@ def _weights(model: ModelConfig) -> Any:
     """The options of binary layers, or "float"."""
     if model.weights == "float":
         return "float"
-    sparsity = model.sparsity
-    if isinstance(sparsity, str):
-        n, colon, m = sparsity.partition(":")
-        if not (colon and n.isdigit() and m.isdigit()):
-            raise ValueError(f"model.sparsity: expected a share or N:M, got {sparsity!r}")
-        sparsity = (int(n), int(m))
+    sparsity = model.sparsity if model.n_of_m is None else tuple(model.n_of_m)
     names = ("scope", "estimator", "form", "lam", "block")
     return {"bits": model.bits or None, "sparsity": sparsity, **{name: getattr(model, name) for name in names}}
 

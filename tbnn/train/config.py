@@ -63,8 +63,9 @@ class ModelConfig:
         stride: of the first convolution of "nmnist_conv".
         recurrent: whether each hidden layer feeds back on itself, one step later.
         weights: "binary" (few bits each) or "float".
-        bits, sparsity, scope, estimator, form, lam, block: of binary weights, see ``tbnn.nn.BinaryLinear``; sparsity is a
-            share or "N:M"; bits 0 stands for full precision, sparsity alone.
+        bits, sparsity, scope, estimator, form, lam, block: of binary weights, see ``tbnn.nn.BinaryLinear``; bits 0
+            stands for full precision, sparsity alone.
+        n_of_m: N:M sparsity, [2, 4] say, in place of a share.
         neuron: "leaky", "synaptic", "adaptive" or "adlif".
         beta, threshold, reset_mechanism, refractory: of the neurons, see ``tbnn.nn.Leaky``.
         alpha: the synapse's decay of "synaptic" neurons; rho: the adaptation's of "adaptive" and "adlif" ones.
@@ -83,7 +84,8 @@ class ModelConfig:
     recurrent: bool = False
     weights: Literal["binary", "float"] = "binary"
     bits: float = 1
-    sparsity: float | str = 0.0
+    sparsity: float = 0.0
+    n_of_m: tuple[int, int] | None = None
     scope: Literal["block", "row", "tensor"] = "row"
     estimator: Literal["ddt", "ste", "ewgs", "reste"] = "ddt"
     form: Literal["affine", "linear"] = "affine"
@@ -119,6 +121,10 @@ class ModelConfig:
                 f"model.hidden: expected at least one layer of at least one neuron, got {list(self.hidden)}"
             )
         _within("model.dropout", self.dropout, 0, 1)
+        if self.n_of_m is not None and self.sparsity:
+            raise ValueError(
+                f"model.n_of_m: expected it or model.sparsity, got {list(self.n_of_m)} and {self.sparsity:g}"
+            )
 
     def spike_surrogate(self) -> Surrogate:
         """The surrogate with its width."""

@@ -93,7 +93,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_config(folder: Path, config: TrainConfig) -> None:
     """Save the configuration in the form that ``--config`` reads."""
     content = asdict(config)
-    content["model"]["hidden"] = list(config.model.hidden)
+    for name in ("hidden", "n_of_m"):
+        value = getattr(config.model, name)
+        content["model"][name] = None if value is None else list(value)
     with replacing(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False))
 
