@@ -193,5 +193,5 @@ def test_lambda_zero_is_refused_where_a_block_may_become_constant() -> None:
     BinaryLinear(4, 4, form="linear", lam=0.0)  # q² is 1
     BinaryLinear(4, 4, form="linear", lam=0.0, bits=4)
     for options in ({}, {"form": "linear", "bits": 1.58}, {"form": "linear", "sparsity": 0.5}, {"bits": 4}):
-        with pytest.raises(ValueError, match="lam: expected a number > 0 .* got 0"):
+        with pytest.raises(ValueError, match=r"lam: expected a number > 0 .* got 0"):
             BinaryLinear(4, 4, lam=0.0, **options)
