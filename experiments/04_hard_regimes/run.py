@@ -97,7 +97,7 @@ def finer(x: Tensor) -> Tensor:
 
 REGIMES = {
     "depth": Regime("12 layers of weights, no normalisation, T = 20 (N-MNIST subset)", "nmnist_small", 12, 32, deep),
-    "length": Regime("recurrent, T = 512 (Braille-7)", "braille7", 4, 64, long, finer),
+    "length": Regime("recurrent, T = 512 (Braille-7)", "braille7", 3, 64, long, finer),
     "sparsity": Regime("99.9 % of the hidden weights 0, 99 % of the readout's (digits)", "digits", 15, 32, sparse),
     "activity": Regime("at most 1 % of the neurons spike (N-MNIST subset)", "nmnist_small", 12, 32, quiet),
 }
