@@ -17,7 +17,7 @@ FORMS = ["affine", "linear"]
 
 
 def defined(x: Tensor, q: Tensor, lam: float, form: str) -> Tensor:
-    """ddt.md §1 over the last axis, for autograd."""
+    """arXiv 2409.09245, forward, over the last axis, for autograd."""
     if form == "linear":
         return (x * q).mean(-1, keepdim=True) / ((q * q).mean(-1, keepdim=True) + lam) * q
     c = q - q.mean(-1, keepdim=True)
@@ -104,7 +104,7 @@ def test_pinned_gradient() -> None:
     torch.testing.assert_close(
         got, torch.tensor([0.631934, -1.711816, -0.223280, 3.803162], dtype=torch.float64), rtol=0, atol=1e-6
     )
-    # the formulas of ddt.md §2, term by term
+    # the gradient written out term by term
     q, x = q.detach(), x.detach()
     n, c = 4, q - q.mean()
     s = ((x - x.mean()) * c).mean() / (c.square().mean() + 0.01)

@@ -58,7 +58,7 @@ def mean_magnitude(x: Tensor, dim: Any = None, block: int | None = None) -> Tens
 
 
 def by_definition(x: Tensor, form: str, lam: float, blocking: dict[str, Any]) -> Tensor:
-    """f onto the grid, q = f + δ with δ constant, then the DDT: ddt.md §1 and §2."""
+    """f onto the grid, q = f + δ with δ constant, then the DDT (arXiv 2409.09245)."""
     step = mean_magnitude(x.detach(), **blocking) * (2 if form == "affine" else 1)
     f = x / step + (0.5 if form == "affine" else 0)
     q = f + (grid(form, x) - f).detach()
