@@ -10,7 +10,7 @@ from tbnn.bits import unpack_bits_numpy
 from tbnn.data import PackedFrames
 from tbnn.files import replacing
 from tbnn.losses import logits
-from tbnn.nn import BinaryLinear, Recurrent, health_warnings
+from tbnn.nn import BinaryConv2d, BinaryLinear, Recurrent, health_warnings
 from tbnn.nn.health import emitted_spikes, spiking_layers
 from tbnn.report.data import ReportData, Sample, WeightPicture
 from tbnn.report.page import write_page
@@ -41,7 +41,7 @@ def report_run(run: Run, baselines: list[Run], sample: int) -> tuple[Path, list[
     frames = run_frames(run, "test")
     result = evaluate_run(run, "test")
     rows = [_baseline_row(other, evaluate_run(other, "test")) for other in baselines]
-    packed = None if run.config.model.weights == "float" else pack(run.network)
+    packed, refusal = _packed(run)
     parity = _parity(run, packed, frames) if packed is not None else {}
     lines = _verdict(run, result, rows, packed, parity)
     data = ReportData(
@@ -69,7 +69,7 @@ def report_run(run: Run, baselines: list[Run], sample: int) -> tuple[Path, list[
         baselines=rows,
         config_yaml=(run.folder / "config.yaml").read_text(),
         environment=_environment(run),
-        warnings=health_warnings(result.rates),
+        warnings=health_warnings(result.rates, run.network) + ([] if refusal is None else [refusal]),
     )
     path = run.folder / "report.html"
     write_page(data, path)
@@ -98,7 +98,7 @@ def record_sample(run: Run, frames: PackedFrames, index: int) -> Sample:
     for name, layer in spiking_layers(run.network).items():
 
         def keep(module: Any, _args: Any, output: Any, name: str = name) -> None:
-            spikes[name] = emitted_spikes(module, output[0])[:, 0].byte().numpy()
+            spikes[name] = emitted_spikes(module, output[0])[:, 0].flatten(1).byte().numpy()
 
         hooks.append(layer.register_forward_hook(keep))
     try:
@@ -117,8 +117,21 @@ def record_sample(run: Run, frames: PackedFrames, index: int) -> Sample:
     )
 
 
+def _packed(run: Run) -> tuple[PackedNetwork | None, str | None]:
+    """The packed network of a binary run, or why there is none."""
+    if run.config.model.weights == "float":
+        return None, None
+    try:
+        return pack(run.network), None
+    except ValueError as error:
+        return None, f"Not packed: {error}"
+
+
 def _weights_name(run: Run) -> str:
-    return "1-bit" if run.config.model.weights == "binary" else "float"
+    model = run.config.model
+    if model.weights == "float":
+        return "float"
+    return {0: "pruned", 1.58: "ternary"}.get(model.bits, f"{model.bits:g}-bit")
 
 
 def gradient_name(run: Run) -> str:
@@ -208,13 +221,14 @@ def _storage(packed: PackedNetwork) -> list[dict[str, Any]]:
 def _pictures(run: Run, sensor: tuple[int, int, int]) -> list[WeightPicture]:
     """The signs of every layer of weights; the first layer's rows as images where the sensor is one."""
     pictures = []
-    is_image = sensor[1] > 1 and sensor[2] > 1
-    for number, (name, module) in enumerate(
-        (name, m) for name, m in run.network.named_modules() if isinstance(m, (BinaryLinear, torch.nn.Linear))
-    ):
-        sign = module.weight.detach().sign().to(torch.int8).numpy()
+    kinds = (BinaryLinear, BinaryConv2d, torch.nn.Linear, torch.nn.Conv2d)
+    for number, (name, module) in enumerate((n, m) for n, m in run.network.named_modules() if isinstance(m, kinds)):
+        weight = module.codes()[0] if isinstance(module, (BinaryLinear, BinaryConv2d)) else module.weight.detach()
+        sign = weight.sign().flatten(1).to(torch.int8).numpy()
         recurrent = isinstance(run.network.get_submodule(name.rpartition(".")[0]), Recurrent)
-        shape = sensor if number == 0 and is_image else None
+        field = tuple(weight.shape[1:]) if weight.ndim == 4 else sensor
+        is_image = number == 0 and min(field[1:]) > 1 and int(np.prod(field)) == sign.shape[1]
+        shape = (field[0], field[1], field[2]) if is_image else None
         pictures.append(WeightPicture(name, sign, "recurrent" if recurrent else "forward", shape))
     return pictures
 
