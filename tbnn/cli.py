@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jsonargparse import Namespace
 from rich.console import Console
 
 from tbnn._version import __version__
+from tbnn.data.frames.options import FrameOptions
 from tbnn.train.parse import Parser, add_train_arguments, train_config
 
 console = Console(highlight=False, soft_wrap=True)
@@ -79,7 +81,17 @@ def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
     )
     _add_folders(datasets)
     datasets.add_argument("--force", type=bool, default=False, help="make: again, even if the file is there")
-    datasets.add_argument("--output", type=str | None, default=None, help="show: the PNG (default: NAME.png)")
+    datasets.add_argument("--download", type=bool, default=True, help="fetch what is missing, where that is possible")
+    datasets.add_argument(
+        "--compression",
+        type=str,
+        choices=["none", "gzip"],
+        default="none",
+        help="none: mapped into memory; gzip: small",
+    )
+    datasets.add_argument("--output", type=str | None, default=None, help="show: the folder (default: NAME)")
+    _add_split(datasets, default="train", text="show: which recordings")
+    datasets.add_class_arguments(FrameOptions)
     plot = add("plot", _plot, "Draw the raster of one recording on its way through a trained network.")
     plot.add_argument("kind", type=str, choices=["raster"], help="what to draw")
     _add_run(plot)
@@ -103,8 +115,8 @@ def _add_run(parser: Parser) -> None:
     parser.add_argument("run", type=str, help="a run's folder, as `tbnn train --output` made it")
 
 
-def _add_split(parser: Parser) -> None:
-    parser.add_argument("--split", type=str, choices=SPLITS, default="test", help="which recordings")
+def _add_split(parser: Parser, default: str = "test", text: str = "which recordings") -> None:
+    parser.add_argument("--split", type=str, choices=SPLITS, default=default, help=text)
 
 
 def _add_folders(parser: Parser) -> None:
@@ -179,36 +191,67 @@ def _cell(value: Any) -> str:
 
 
 def _datasets(options: Namespace) -> None:
-    from tbnn.data import available, contact_sheet, make, read_info
+    from tbnn.data import make, show
 
     if options.action == "list":
-        for name, recipe in available().items():
-            c, h, w = recipe.sensor
-            console.print(
-                f"{name:14} {len(recipe.classes):3} classes  {c}x{h}x{w}  {recipe.steps:4} steps  {recipe.title}"
-            )
+        _list_datasets()
         return
     if options.name is None:
         raise ValueError(f"datasets {options.action}: expected a name, got none; `tbnn datasets list` shows them")
     if options.action == "info":
-        _print_store(read_info(options.name))
+        _print_store(Path(options.name), check=True)
         return
-    path = make(options.name, source=options.source, cache=options.cache, force=options.force)
+    path = make(
+        options.name,
+        source=options.source,
+        cache=options.cache,
+        force=options.force,
+        download=options.download,
+        compression=options.compression,
+        **{name: options[name] for name in FrameOptions.__dataclass_fields__},
+    )
     if options.action == "show":
-        output = options.output or f"{Path(options.name).stem}.png"
-        contact_sheet(path, output)
-        console.print(output)
+        for file in show(path, options.output or Path(options.name).stem, options.split):
+            console.print(str(file))
         return
     console.print(str(path))
-    _print_store(read_info(path))
+    _print_store(path)
 
 
-def _print_store(info: Any) -> None:
-    splits = ", ".join(f"{count} {name}" for name, count in info.splits.items())
+def _list_datasets() -> None:
+    from tbnn.data import available
+
+    for name, recipe in available().items():
+        c, h, w = recipe.frame_sensor
+        console.print(
+            f"{name:14} {len(recipe.classes):3} classes  {c}x{h}x{w}  {recipe.frames.frames:4} steps  {recipe.title}"
+        )
+
+
+def _print_store(path: Path, check: bool = False) -> None:
+    from tbnn.data import PackedFrames, read_info
+
+    info = read_info(path)
+    splits = ", ".join(f"{count:,} {name}" for name, count in info.splits.items())
+    width = f" of {info.bin_width:,} {info.time_unit}" if info.bin_width else ""
+    console.print(f"{info.title}: {splits}; {info.steps} steps{width}; {'x'.join(map(str, info.sensor))} bits a step")
+    recordings = sum(info.splits.values())
+    size = path.stat().st_size
+    float32 = recordings * info.steps * info.bits * 4
     console.print(
-        f"{info.title}: {splits}; {info.steps} steps of {info.bin_width} {info.time_unit}; {info.bits} bits a step"
+        f"{size:,} bytes, {size / recordings:,.0f} a recording, {float32 / size:.1f} times less than float32 frames"
     )
-    console.print(f"licence: {info.licence}\nsource: {info.source}")
+    for split in info.splits if check else ():
+        data = PackedFrames(path, split)
+        data.check()
+        counts = dict(zip(info.classes, np.bincount(data.labels, minlength=len(info.classes)).tolist(), strict=True))
+        density = np.bitwise_count(data.frames.view(np.uint32)).mean() * data.frames.shape[2] / info.bits
+        console.print(
+            f"{split}: {density:.2%} of the bits set, {np.median(data.events):,.0f} events in "
+            f"{np.median(data.durations) / 1000:,.0f} ms (medians); classes: "
+            + ", ".join(f"{name} {count}" for name, count in counts.items())
+        )
+    console.print(f"licence: {info.licence}\nsource: {info.source}\nrecipe: {info.recipe_hash}")
 
 
 def _plot(options: Namespace) -> None:
@@ -253,9 +296,7 @@ def _info(options: Namespace) -> None:
             console.print(str(layer.spec))
         console.print(f"{packed.weights:,} weights, {packed.packed_bytes:,} bytes; provenance {packed.provenance}")
     else:
-        from tbnn.data import read_info
-
-        _print_store(read_info(path))
+        _print_store(path)
 
 
 if __name__ == "__main__":

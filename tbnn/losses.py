@@ -81,7 +81,7 @@ def cross_entropy(
 
     Args:
         readout: float (T, B, C).
-        labels: int64 (B,), classes.
+        labels: int64 (B,), classes; or floats (B, C), the share of each class in a mixed sample.
         how: one of :data:`READOUTS`; "count" and "max" are snntorch's ``ce_count_loss`` and ``ce_max_membrane_loss``.
         label_smoothing: share of the target spread evenly over all classes.
         mask: bool (T, B), as for :func:`logits`.
@@ -93,7 +93,7 @@ def cross_entropy(
     tensor(1.3863)
     """
     scores = logits(readout, how, mask)
-    _check_labels(labels, *scores.shape)
+    _check_targets(labels, *scores.shape)
     _check_between("label_smoothing", label_smoothing, 1)
     return functional.cross_entropy(scores, labels, label_smoothing=label_smoothing)
 
@@ -114,7 +114,7 @@ def temporal_efficient_training(
 
     Args:
         readout: y, float (T, B, C).
-        labels: int64 (B,), classes.
+        labels: as for :func:`cross_entropy`.
         lam: λ in [0, 1].
         phi: φ, the level; the paper takes the neurons' threshold.
         label_smoothing: of the cross-entropy.
@@ -135,8 +135,9 @@ def temporal_efficient_training(
     _check_between("label_smoothing", label_smoothing, 1)
     y, steps = _without_padding("temporal_efficient_training", readout, mask)
     T, B, C = y.shape
-    _check_labels(labels, B, C)
-    ce = functional.cross_entropy(y.flatten(0, 1), labels.repeat(T), reduction="none", label_smoothing=label_smoothing)
+    _check_targets(labels, B, C)
+    repeated = labels.repeat(T, 1) if labels.ndim == 2 else labels.repeat(T)
+    ce = functional.cross_entropy(y.flatten(0, 1), repeated, reduction="none", label_smoothing=label_smoothing)
     loss = (1 - lam) * ce.reshape(T, B) + lam * (y - phi).square().mean(2)
     return loss.mean() if mask is None else ((loss * mask).sum(0) / steps).mean()
 
@@ -315,6 +316,17 @@ def _check_labels(labels: Tensor, batch: int, classes: int) -> None:
     low, high = labels.min().item(), labels.max().item()
     if low < 0 or high >= classes:
         raise ValueError(f"labels: expected classes in [0, {classes}), got values in [{low}, {high}]")
+
+
+def _check_targets(labels: Tensor, batch: int, classes: int) -> None:
+    """Labels, or shares of classes."""
+    if not (labels.is_floating_point() and labels.ndim == 2):
+        _check_labels(labels, batch, classes)
+        return
+    if labels.shape != (batch, classes):
+        raise ValueError(f"labels: expected shares of classes ({batch}, {classes}), got {tuple(labels.shape)}")
+    if not bool((labels >= 0).all()) or not torch.allclose(labels.sum(1), labels.new_ones(batch), atol=1e-4):
+        raise ValueError("labels: expected shares of 0 or more with sum 1 in every row, got others")
 
 
 def _check_between(name: str, value: float, high: float = math.inf) -> None:

@@ -13,14 +13,22 @@ name = "halves"
 title = "Two halves"
 description = "Made by a test."
 format = "bits-hdf5"
-file = "halves.h5"
 source = "a test"
 licence = "none"
 citation = ""
 classes = ["left", "right"]
+source_step = 10
+
+[frames]
 bin_width = 10
 steps = 6
-source_step = 10
+
+[[files]]
+path = "halves.h5"
+
+[layout]
+train = "halves.h5"
+test = "halves.h5"
 
 [sensor]
 channels = 2

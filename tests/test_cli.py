@@ -1,6 +1,7 @@
 """The command line: the whole way once, and every bad input in one line with exit code 2."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,9 +106,29 @@ def test_datasets(tbnn: Run, halves: DataConfig, tmp_path: Path) -> None:
     listed = tbnn("datasets", "list")
     assert {"digits", "nmnist_small", "braille7"} <= {line.split()[0] for line in listed.splitlines()}
     folders = ["--source", str(halves.source), "--cache", str(tmp_path / "c")]
-    assert "Two halves" in tbnn("datasets", "make", halves.dataset, *folders)
-    tbnn("datasets", "show", halves.dataset, *folders, "--output", str(tmp_path / "s.png"))
-    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    made = tbnn("datasets", "make", halves.dataset, *folders)
+    assert "Two halves: 36 train, 12 validation, 48 test; 6 steps of 10 us; 2x3x4 bits a step" in made
+    other = tbnn("datasets", "make", halves.dataset, *folders, "--compression", "gzip", "--force", "true")
+    assert made.splitlines()[0] == other.splitlines()[0]
+    info = tbnn("datasets", "info", made.splitlines()[0])
+    assert re.search(r"train: 2[5-9]\.\d\d% of the bits set", info)  # half of them at 50 %, half at 5 %
+    assert "classes: left 18, right 18" in info
+    shown = tbnn("datasets", "show", halves.dataset, *folders, "--output", str(tmp_path / "look")).splitlines()
+    assert [Path(line).name for line in shown] == ["contact_sheet.png", "statistics.png", "0_left.gif", "1_right.gif"]
+    assert all(Path(line).stat().st_size > 100 for line in shown)
+
+
+def test_frames_of_the_command_line_reach_the_file_and_the_run(tbnn: Run, tmp_path: Path) -> None:
+    cache = ["--cache", str(tmp_path)]
+    made = tbnn("datasets", "make", "digits", *cache, "--bins", "4", "--size", "[10, 5]", "--polarity", "merge")
+    assert "4 steps; 1x10x5 bits a step" in made
+    assert "4 steps; 2x10x10 bits a step" in tbnn("datasets", "make", "digits", *cache, "--bins", "4", "--size", "10")
+    run = ["--data.cache", str(tmp_path), "--output", str(tmp_path / "run"), "--device", "cpu", "--model.hidden", "[8]"]
+    frames = ["--data.frames.bins", "4", "--data.frames.size", "10", "--data.augment.shift", "1", "--optim.epochs", "1"]
+    tbnn("train", *run, *frames)
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["sensor"] == [2, 10, 10]
+    assert "test accuracy" in tbnn("evaluate", str(tmp_path / "run"))
 
 
 def test_options_override_the_config_file(halves: DataConfig, tmp_path: Path) -> None:
@@ -136,6 +157,9 @@ def test_options_override_the_config_file(halves: DataConfig, tmp_path: Path) ->
         (["simulate", "absent.tbnn", "--dataset", "digits"], "absent.tbnn"),
         (["simulate", "absent.tbnn"], "expected --dataset"),
         (["datasets", "show"], "expected a name"),
+        (["datasets", "make", "digits", "--bins", "3", "--count", "9"], "expected exactly one of them, got bins, count"),
+        (["datasets", "make", "digits", "--size", "40"], "size: expected at most the sensor's (20, 20), got (40, 40)"),
+        (["datasets", "make", "digits", "--late", "drop"], "late"),
         (["datasets", "info", "absent.h5"], "absent.h5"),
         (["plot", "raster", "absent"], "absent"),
         (["juggle"], "juggle"),

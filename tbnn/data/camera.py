@@ -2,16 +2,19 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from tbnn.data.events import Events
+from tbnn.data.video import read_video
 
 FloatArray = npt.NDArray[np.float64]
 
 _LOWEST_THRESHOLD = 0.01
 _BRIGHT_NOISE = 0.25
+_DARK_SPEED = 20 / 255  # keeps the dark photoreceptor from standing still: v2e's 20 of 255
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,27 @@ class EventCamera:
 
     After an event a pixel is held in reset for ``refractory`` microseconds: what changes meanwhile is lost. Shot noise
     sends events of either polarity at random times, up to ``shot_noise`` a second in the dark and a quarter of that at
-    full intensity; such an event resets its pixel as any other.
+    full intensity, ``shot_noise * (1 - 0.75 I)``; such an event resets its pixel as any other. Leakage through the
+    reset switch lowers the remembered level by ``leak * threshold_on`` a second, so that a pixel of threshold
+    ``theta_on`` in a still scene sends ``leak * threshold_on / theta_on`` ON events a second, evenly spaced; how far
+    each pixel has leaked when the video begins is drawn evenly. The photoreceptor is a first-order low-pass that is
+    faster in the light::
+
+        tau dy/dt = L - y,   1 / (2 pi tau) = bandwidth * (I + d) / (1 + d)   with d = 20/255
+
+    It starts settled. ``y`` is exact at each frame for an ``L`` that is linear in time between frames and the
+    intensity ``I`` of the frame that ends the interval; between frames ``y``, too, is taken as linear.
+
+    The parts are those of v2e (and of its program, ``emulator.py``), which differs in this: every quantity is updated
+    once a frame, the low-pass by an explicit step ``dt / tau`` cut at 1; ``L`` is ``I ln(f) / f`` below the floor, with
+    8-bit intensities and f = 20; a shot noise event changes the remembered level by one threshold, its rate also goes
+    as the inverse of the pixel's threshold and never sees darkness below 20 / 275; an event within the refractory time
+    is put off, not lost; leakage starts at zero, and its rate has a log-normal spread of 0.1 decades over the pixels
+    and a Gaussian jitter of 10 % a frame, where here only the thresholds' mismatch spreads it.
 
     Papers: P. Lichtsteiner, C. Posch, T. Delbruck, "A 128x128 120 dB 15 us latency asynchronous temporal contrast
     vision sensor", IEEE J. Solid-State Circuits 43(2), 2008; Y. Hu, S.-C. Liu, T. Delbruck, "v2e: From video frames to
-    realistic DVS events", CVPR Workshops 2021 (mismatch, linear-to-log mapping, noise that falls with intensity).
+    realistic DVS events", CVPR Workshops 2021 (mismatch, linear-to-log mapping, bandwidth, leak and shot noise).
 
     Attributes:
         threshold_on, threshold_off: mean log contrast of an ON and of an OFF event.
@@ -38,6 +57,8 @@ class EventCamera:
         refractory: microseconds.
         shot_noise: events a second and pixel in the dark.
         log_floor: the intensity, in (0, 1], below which the pixel is linear.
+        leak: spontaneous ON events a second and pixel of mean threshold.
+        bandwidth: the photoreceptor's -3 dB frequency at full intensity in Hz; 0: it follows at once.
 
     Raises:
         ValueError: on a value outside its range.
@@ -55,6 +76,8 @@ class EventCamera:
     refractory: float = 0.0
     shot_noise: float = 0.0
     log_floor: float = 0.05
+    leak: float = 0.0
+    bandwidth: float = 0.0
 
     def __post_init__(self) -> None:
         values = dataclasses.asdict(self)
@@ -64,7 +87,7 @@ class EventCamera:
         for name in ("threshold_on", "threshold_off"):
             if values[name] < _LOWEST_THRESHOLD:
                 raise ValueError(f"{name}: expected at least {_LOWEST_THRESHOLD}, got {values[name]}")
-        for name in ("mismatch", "refractory", "shot_noise"):
+        for name in ("mismatch", "refractory", "shot_noise", "leak", "bandwidth"):
             if values[name] < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {values[name]}")
         if not 0 < self.log_floor <= 1:
@@ -75,6 +98,27 @@ class EventCamera:
         floor = self.log_floor
         intensity = intensity.astype(np.float64)
         return np.log(np.maximum(intensity, floor)) + np.minimum(intensity / floor - 1.0, 0.0)
+
+    def low_pass(
+        self, levels: FloatArray, video: npt.NDArray[np.floating], times: npt.NDArray[np.number]
+    ) -> FloatArray:
+        """What the photoreceptor makes of log intensities ``levels``: ``y`` of the class docstring.
+
+        Args:
+            levels: (T, ...).
+            video: the intensities, (T, ...).
+            times: (T,), microseconds.
+        """
+        if self.bandwidth == 0:
+            return levels
+        out = levels.copy()
+        rate = 2e-6 * np.pi * self.bandwidth / (1 + _DARK_SPEED)  # 1 / tau at full intensity, per microsecond
+        for k in range(1, len(levels)):
+            steps = rate * (video[k] + _DARK_SPEED) * (times[k] - times[k - 1])  # dt / tau
+            left = np.exp(-steps)
+            lag = -np.expm1(-steps) / steps
+            out[k] = levels[k] - (levels[k] - levels[k - 1]) * lag + (out[k - 1] - levels[k - 1]) * left
+        return out
 
     def thresholds(self, height: int, width: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
         """Draw one sensor: its ON and OFF thresholds (H, W), Gaussian, no lower than 0.01."""
@@ -96,7 +140,7 @@ class EventCamera:
         Args:
             video: intensities in [0, 1], (T, H, W), T >= 2; the log intensity is linear in time between frames.
             frame_times: (T,), microseconds, 0 or later, each later than the one before.
-            rng: the source of mismatch and noise; the same state gives the same events.
+            rng: the source of mismatch, noise and leakage; the same state gives the same events.
             thresholds: ON and OFF thresholds (H, W) of one sensor that sees many videos; default: drawn from ``rng``.
 
         Returns:
@@ -114,13 +158,47 @@ class EventCamera:
         if not (on.min() > 0 and off.min() > 0):
             raise ValueError(f"thresholds: expected positive values, got a least of {min(on.min(), off.min())}")
         times = np.ascontiguousarray(frame_times, np.float64)
-        levels = np.ascontiguousarray(self.log_intensity(video).reshape(len(video), -1).T)
+        levels = self.low_pass(self.log_intensity(video), video, times)
+        levels = np.ascontiguousarray(levels.reshape(len(video), -1).T)
         noise = self._noise(video, times, rng)
-        pixel, t, p = _watch(levels, times, on.ravel(), off.ravel(), self.refractory, noise)
+        memory = levels[:, 0].copy()
+        if self.leak:
+            memory -= rng.random(height * width) * on.ravel()
+            # Only the difference counts: a falling memory is a rising level.
+            levels += self.leak * self.threshold_on * 1e-6 * (times - times[0])
+        pixel, t, p = _watch(levels, times, memory, on.ravel(), off.ravel(), self.refractory, noise)
         t = np.clip(t, np.ceil(times[0]), np.ceil(times[-1]) - 1).astype(np.int64)
         order = np.lexsort((pixel, t))
         y, x = np.divmod(pixel[order], width)
         return Events(x=x, y=y, t=t[order], p=p[order])
+
+    def watch(
+        self,
+        source: str | Path | npt.NDArray[np.generic],
+        *,
+        fps: float | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+    ) -> Events:
+        """Watch a GIF, a folder of images, a ``.npy`` file or an array, as :func:`tbnn.data.video.read_video` reads it.
+
+        Args:
+            source: a path, or intensities (T, H, W), uint8 or floats in [0, 1].
+            fps: frames a second; a GIF knows its own.
+            size: (height, width) of the sensor; default: that of the images.
+            seed: of the sensor and its noise.
+
+        Raises:
+            ValueError, FileNotFoundError: as :func:`~tbnn.data.video.read_video`.
+
+        >>> video = np.zeros((3, 4, 4), np.uint8)
+        >>> video[1:, 1, 2] = 255  # a lamp goes on
+        >>> events = EventCamera(threshold_on=0.5, mismatch=0).watch(video, fps=100)
+        >>> sorted({(int(x), int(y), int(p)) for x, y, p in zip(events.x, events.y, events.p)}), len(events)
+        ([(2, 1, 1)], 7)
+        """
+        video, frame_times = read_video(source, fps=fps, size=size)
+        return self(video, frame_times, np.random.default_rng(seed))
 
     def _noise(
         self, video: npt.NDArray[np.floating], times: FloatArray, rng: np.random.Generator
@@ -161,6 +239,7 @@ def _check_video(video: npt.NDArray[np.floating], frame_times: npt.NDArray[np.nu
 def _watch(
     levels: FloatArray,
     times: FloatArray,
+    memory: FloatArray,
     on: FloatArray,
     off: FloatArray,
     refractory: float,
@@ -172,7 +251,7 @@ def _watch(
     room = 2 * levels.shape[0] * 16
     while True:
         pixel, t, p = np.empty(room, np.int64), np.empty(room), np.empty(room, np.int8)
-        count = watch_pixels(levels, times, on, off, refractory, *noise, pixel, t, p)
+        count = watch_pixels(levels, times, memory, on, off, refractory, *noise, pixel, t, p)
         if count <= room:
             return pixel[:count], np.floor(t[:count]), p[:count]
         room = count

@@ -1,6 +1,5 @@
 """The embedded dataset: handwritten digits seen by the simulated event camera."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy.typing as npt
 
 from tbnn.data.camera import EventCamera
 from tbnn.data.events import Events, Sensor
+from tbnn.data.recordings import Recordings
 
 SACCADES = 3
 _SCALE = 2  # sensor pixels a pixel of the 8 x 8 image
@@ -86,15 +86,29 @@ def digit_images() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     return np.asarray(ink).reshape(-1, 8, 8) / 16.0, np.asarray(labels, np.int64)
 
 
-def record_digits(
-    images: npt.NDArray[np.floating], camera: EventCamera, scene: Scene, sensor: Sensor, seed: int
-) -> Iterator[Events]:
-    """Show images (N, h, w) one after another to one and the same camera; yield one recording for each.
+def digit_recordings(camera: EventCamera, scene: Scene, sensor: Sensor, seed: int) -> Recordings:
+    """All digits, shown one after another to one and the same camera.
 
     The sensor's mismatch is drawn once from ``seed``; the noise of image i from ``(seed, i)``, whatever came before.
     """
+    images, labels = digit_images()
+    return image_recordings(images, labels, camera, scene, sensor, seed)
+
+
+def image_recordings(
+    images: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.int64],
+    camera: EventCamera,
+    scene: Scene,
+    sensor: Sensor,
+    seed: int,
+) -> Recordings:
+    """As :func:`digit_recordings`, of images (N, h, w) with labels (N,)."""
     thresholds = camera.thresholds(sensor.height, sensor.width, np.random.default_rng(seed))
     times = scene.frame_times()
-    for i, image in enumerate(images):
-        video = scene.render(image, sensor.height, sensor.width)
-        yield camera(video, times, np.random.default_rng((seed, i + 1)), thresholds)
+
+    def read(i: int) -> Events:
+        video = scene.render(images[i], sensor.height, sensor.width)
+        return camera(video, times, np.random.default_rng((seed, i + 1)), thresholds)
+
+    return Recordings(labels, np.arange(len(labels)), [f"digit {i}" for i in range(len(labels))], read)

@@ -6,7 +6,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tbnn.bits import unpack_bits_numpy
+
 IntArray = npt.NDArray[np.integer]
+Unsigned = npt.NDArray[np.unsignedinteger]
+
+LAST_TIME = 1 << 62  # microseconds; room above it for the arithmetic of frames
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 class Sensor(NamedTuple):
@@ -44,8 +50,15 @@ def check_events(events: Events, sensor: tuple[int, int, int], where: str) -> No
 
     The message starts with ``where`` (file and record) and tells what was got and what was expected, for: arrays that
     are not one-dimensional integers or differ in length, an empty recording, events outside the sensor, a polarity
-    out of range, negative times and times that run backward.
+    out of range, negative times, times that run backward and times of 2^62 or later.
     """
+    checked(events, sensor, where)
+
+
+def checked(events: Events, sensor: tuple[int, int, int], where: str) -> tuple[Unsigned, Unsigned, Unsigned, Unsigned]:
+    """:func:`check_events`, and x, y, t and p as :func:`unsigned` columns."""
+    from tbnn.data.frames import cpu
+
     channels, height, width = sensor
     columns = {"x": events.x, "y": events.y, "t": events.t, "p": events.p}
     for name, column in columns.items():
@@ -57,16 +70,32 @@ def check_events(events: Events, sensor: tuple[int, int, int], where: str) -> No
         raise ValueError(f"{where}: expected x, y, t and p of one length, got {got}")
     if len(events) == 0:
         raise ValueError(f"{where}: expected at least one event, got an empty recording")
-    for name, column, size in (("x", events.x, width), ("y", events.y, height), ("p", events.p, channels)):
-        bad = np.flatnonzero((column < 0) | (column >= size))
-        if bad.size:
-            raise ValueError(f"{where}: event {bad[0]}: expected {name} in 0..{size - 1}, got {column[bad[0]]}")
-    if events.t[0] < 0:
-        raise ValueError(f"{where}: event 0: expected a time of 0 or later, got {events.t[0]}")
-    backward = np.flatnonzero(events.t[1:] < events.t[:-1])
-    if backward.size:
-        i = backward[0] + 1
-        raise ValueError(f"{where}: event {i}: expected times in order, got {events.t[i]} after {events.t[i - 1]}")
+    x, y, t, p = (unsigned(column) for column in columns.values())
+    for name, positive, size in (("x", x, width), ("y", y, height), ("p", p, channels)):
+        if cpu.largest(positive) >= size:
+            column = columns[name]
+            bad = np.flatnonzero((column < 0) | (column >= size))[0]
+            raise ValueError(f"{where}: event {bad}: expected {name} in 0..{size - 1}, got {column[bad]}")
+    times = events.t
+    if times[0] < 0:
+        raise ValueError(f"{where}: event 0: expected a time of 0 or later, got {times[0]}")
+    # Negative times are large ones as unsigned numbers: in order only if they are the last ones.
+    if times[-1] < 0 or not cpu.ascending(t):
+        i = np.flatnonzero(times[1:] < times[:-1])[0] + 1
+        raise ValueError(f"{where}: event {i}: expected times in order, got {times[i]} after {times[i - 1]}")
+    if times[-1] >= LAST_TIME:
+        raise ValueError(f"{where}: event {len(times) - 1}: expected a time below 2^62, got {times[-1]}")
+    return x, y, t, p
+
+
+def unsigned(column: IntArray) -> Unsigned:
+    """A column as a contiguous array of unsigned numbers of its width: a copy only where stride or byte order ask for it.
+
+    Negative numbers become large ones, so that one comparison finds them too.
+    """
+    if not (column.flags.c_contiguous and column.dtype.isnative):
+        column = np.ascontiguousarray(column, column.dtype.newbyteorder("="))
+    return column.view(_UNSIGNED[column.itemsize])
 
 
 def events_to_frames(
@@ -94,13 +123,8 @@ def events_to_frames(
     """
     if bin_width < 1 or steps < 1:
         raise ValueError(f"{where}: expected bin_width and steps of at least 1, got {bin_width} and {steps}")
-    check_events(events, sensor, where)
-    bins = events.t.astype(np.int64) // bin_width
-    if bins[-1] >= steps:
-        raise ValueError(
-            f"{where}: expected events before {steps * bin_width} ({steps} steps of {bin_width}), got one at"
-            f" {events.t[-1]}: this recording needs {bins[-1] + 1} steps"
-        )
-    frames = np.zeros((steps, *sensor), np.uint8)
-    frames[bins, events.p.astype(np.intp), events.y, events.x] = 1
-    return frames
+    from tbnn.data.frames import FrameSpec, events_to_words
+
+    words = events_to_words(events, sensor, FrameSpec(bin_width=bin_width, steps=steps), where)
+    channels, height, width = sensor
+    return unpack_bits_numpy(words, channels * height * width).reshape(steps, channels, height, width)

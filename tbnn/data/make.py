@@ -1,47 +1,122 @@
 """From a recipe to a packed file."""
 
+import dataclasses
 import hashlib
+import logging
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from tbnn.bits import pack_bits_numpy, words_for
-from tbnn.data.digits import digit_images, record_digits
-from tbnn.data.events import events_to_frames
-from tbnn.data.recipe import Recipe, load_recipe, recipe_hash
-from tbnn.data.sources import read_bits, read_events
-from tbnn.data.store import PackedSplit, read_info, write_store
+from tbnn.data.fetch import dataset_folder, fetch
+from tbnn.data.frames import events_to_words
+from tbnn.data.recipe import GENERATED, GIVEN, SCHEMA, Recipe, recipe_hash
+from tbnn.data.recipe_toml import load_recipe
+from tbnn.data.recordings import Recordings
+from tbnn.data.split import hold_out
+from tbnn.data.store import PackedRecording, PackedSplit, read_info, write_store
+
+log = logging.getLogger(__name__)
 
 
 def make(
-    name: str | Path, *, source: str | Path | None = None, cache: str | Path | None = None, force: bool = False
+    name: str | Path,
+    *,
+    source: str | Path | None = None,
+    cache: str | Path | None = None,
+    force: bool = False,
+    download: bool = True,
+    compression: str = "none",
+    **frames: Any,
 ) -> Path:
     """Make the packed file of a dataset, unless it is there already, and return its path.
 
+    Several processes may ask for one file at once: one writes it, the others wait and use it.
+
     Args:
         name: a shipped recipe, or the path of a .toml recipe.
-        source: folder of the recordings, below which the recipe's ``file`` lies; not needed for a generated dataset
-            nor when the packed file exists.
+        source: folder of the recordings, in which (or in whose subfolder ``name``) the recipe's files lie or are
+            downloaded to; default: ``sources`` in the cache folder. Not needed for generated datasets.
         cache: folder of the packed files; default: tbnn's folder in the user's cache.
         force: make the file again even if it is there.
+        download: fetch what is missing, where the recipe has an address.
+        compression: "none", to be mapped into memory, or "gzip", for small disks and small sets.
+        **frames: settings of :class:`tbnn.data.FrameSpec` other than the recipe's: ``bins=20, size=64`` for one.
 
     Returns:
-        ``<cache>/<name>-<first 12 digits of the recipe's hash>.h5``.
+        ``<cache>/<name>-<first 12 digits of the recipe's hash>.h5``; the hash covers data, frames and split.
 
     Raises:
-        FileNotFoundError: the recordings are not in ``source``.
+        FileNotFoundError: recordings are neither on disk nor can they be downloaded; the message says what to put where.
         ValueError: in the recipe or in the recordings something is wrong; nothing is written.
+        OSError: the disk has no room.
     """
-    recipe = load_recipe(name)
+    from filelock import FileLock
+
+    recipe = with_frames(load_recipe(name), **frames)
+    folder = default_cache() if cache is None else Path(cache)
+    root = folder / "sources" if source is None else Path(source)
     digest = recipe_hash(recipe)
-    path = (_default_cache() if cache is None else Path(cache)) / f"{recipe.name}-{digest[:12]}.h5"
-    if force or not _is_valid(path, digest):
-        write_store(path, recipe, _pack(recipe, None if source is None else Path(source)))
+    path = folder / f"{recipe.name}-{digest[:12]}.h5"
+    if not force and _is_valid(path, digest) and not _changed(recipe, path, root):
+        return path
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / f".{path.name}.lock"
+    before = path.stat().st_ino if path.exists() else None
+    try:
+        with FileLock(lock):
+            made_meanwhile = path.exists() and path.stat().st_ino != before
+            if (force and not made_meanwhile) or not _is_valid(path, digest) or _changed(recipe, path, root):
+                _announce(path, recipe)
+                _write(recipe, path, root, download, compression)
+    finally:
+        if not path.exists():
+            _leave_nothing(folder, lock, existed)
     return path
 
 
-def _default_cache() -> Path:
+def pack_recordings(
+    path: str | Path, splits: Mapping[str, Recordings], recipe: Recipe, *, compression: str = "none"
+) -> Path:
+    """Write recordings that a program has (from :func:`tbnn.data.tonic.tonic_recordings`, say) into a packed file.
+
+    Args:
+        path: the file to write.
+        splits: "train", and "test" and "validation" unless the recipe's ``split`` draws them.
+        recipe: of format "recordings": names, sensor, frames, split; it needs no files and no layout.
+        compression: as for :func:`make`.
+
+    Raises:
+        ValueError: splits or recordings that do not fit the recipe.
+    """
+    if recipe.format != GIVEN:
+        raise ValueError(f"format: expected {GIVEN!r}, got {recipe.format!r}")
+    packed = {name: _packed(recordings, recipe) for name, recordings in _split(dict(splits), recipe).items()}
+    write_store(Path(path), recipe, packed, compression=compression)
+    return Path(path)
+
+
+def with_frames(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with other frames: settings of :class:`FrameSpec`; ``size`` may be one number. None changes nothing."""
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if not changes:
+        return recipe
+    if isinstance(changes.get("size"), int):
+        changes["size"] = (changes["size"], changes["size"])
+    known = {field.name for field in dataclasses.fields(recipe.frames)}
+    for key in changes.keys() - known:
+        raise TypeError(f"{key}: unknown setting; expected one of {', '.join(sorted(known))}")
+    try:
+        return dataclasses.replace(recipe, frames=recipe.frames.replace(**changes))
+    except ValueError as error:
+        raise ValueError(f"{recipe.name}: {error}") from error
+
+
+def default_cache() -> Path:
+    """tbnn's folder in the user's cache."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("tbnn"))
@@ -55,70 +130,131 @@ def _is_valid(path: Path, digest: str) -> bool:
         return False
 
 
-def _pack(recipe: Recipe, source: Path | None) -> dict[str, PackedSplit]:
-    """The three splits of a recipe."""
-    rng = np.random.default_rng(recipe.split.seed)
-    if recipe.format == "digits-camera":
-        everything = _record_digits(recipe)
-        in_test = hold_out(everything.labels, recipe.split.test, rng)
-        train, test = everything.take(~in_test), everything.take(in_test)
+def _changed(recipe: Recipe, path: Path, root: Path) -> bool:
+    """Whether recordings that no checksum pins are other ones than those the file was made of."""
+    if recipe.format in GENERATED or all(file.sha256 or file.md5 for file in recipe.files):
+        return False
+    now = _fingerprint(recipe, dataset_folder(recipe, root))
+    changed = now not in ("", read_info(path).fingerprint)
+    if changed:
+        log.info("%s: the recordings have changed; it is made again", path)
+    return changed
+
+
+def _fingerprint(recipe: Recipe, folder: Path) -> str:
+    """SHA-256 over name, size and time of every file that the layout names; "" where there is none."""
+    layout = recipe.layout
+    if layout is None or (recipe.files and all(file.sha256 or file.md5 for file in recipe.files)):
+        return ""
+    patterns = {pattern for pattern in (layout.train, layout.validation, layout.test) if pattern}
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    facts = [f"{p.relative_to(folder).as_posix()} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in paths]
+    return hashlib.sha256("".join(facts).encode()).hexdigest() if facts else ""
+
+
+def _announce(path: Path, recipe: Recipe) -> None:
+    """Say why a file is made, where one would expect it to be there; clear away what killed writers left."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
+    for other in sorted(path.parent.glob(f"{recipe.name}-*.h5")):
+        try:
+            read_info(other)
+        except (FileNotFoundError, ValueError) as error:
+            what = "is damaged or of an older schema" if other == path else f"cannot be used with schema {SCHEMA}"
+            log.info("%s %s; %s is made (%s)", other, what, path.name, str(error).split(": ", 1)[-1])
+
+
+def _leave_nothing(folder: Path, lock: Path, existed: bool) -> None:
+    """After a failure: no lock, and no folder that was made for nothing."""
+    lock.unlink(missing_ok=True)
+    if not existed and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _write(recipe: Recipe, path: Path, root: Path, download: bool, compression: str) -> None:
+    """Write the packed file of a recipe."""
+    if recipe.format in GENERATED:
+        splits, fingerprint = {"train": _generate(recipe)}, ""
     else:
-        file = _source_file(recipe, source)
-        read = read_events if recipe.format == "events-hdf5" else read_bits
-        train, test = read(file, "train", recipe), read(file, "test", recipe)
-    in_validation = hold_out(train.labels, recipe.split.validation, rng)
-    return {"train": train.take(~in_validation), "validation": train.take(in_validation), "test": test}
+        splits, fingerprint = _open(recipe, root, download)
+    packed = {name: _packed(recordings, recipe) for name, recordings in _split(splits, recipe).items()}
+    log.info("%s: packing %s recordings", path.name, f"{sum(len(s.labels) for s in packed.values()):,}")
+    write_store(path, recipe, packed, compression=compression, fingerprint=fingerprint)
 
 
-def hold_out(labels: npt.NDArray[np.int64], fraction: float, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Draw ``fraction`` of the recordings class by class: labels (N,) -> bool (N,), ``round(fraction * N)`` times True.
-
-    Each class gives its share rounded down; the classes with the largest remainders give one more.
-    Raises ``ValueError`` when that takes none or all of the recordings.
-    """
-    total = round(fraction * len(labels))
-    if not 0 < total < len(labels):
-        raise ValueError(f"split: expected some of {len(labels)} recordings held out, some left, got {total} held out")
-    counts = np.bincount(labels)
-    shares = fraction * counts
-    quota = np.floor(shares).astype(np.int64)
-    for label in np.argsort(quota - shares, kind="stable")[: max(0, total - quota.sum())]:
-        quota[label] += 1
-    held = np.zeros(len(labels), np.bool_)
-    for label, count in enumerate(quota):
-        held[rng.permutation(np.flatnonzero(labels == label))[:count]] = True
-    return held
+def _split(splits: dict[str, Recordings], recipe: Recipe) -> dict[str, Recordings]:
+    """With the test and validation recordings that the recipe draws."""
+    rng = np.random.default_rng(recipe.split.seed)
+    for name, fraction in (("test", recipe.split.test), ("validation", recipe.split.validation)):
+        if fraction:
+            everything = splits["train"]
+            held = hold_out(everything, fraction, recipe.split, rng, recipe.name)
+            splits[name] = everything.take(np.flatnonzero(held))
+            splits["train"] = everything.take(np.flatnonzero(~held))
+    return splits
 
 
-def _record_digits(recipe: Recipe) -> PackedSplit:
-    if recipe.camera is None or recipe.scene is None:
-        raise ValueError(f"{recipe.name}: expected the tables camera and scene")
-    images, labels = digit_images()
-    if labels.max() >= len(recipe.classes):
-        raise ValueError(f"{recipe.name}: classes: expected {labels.max() + 1} of them, got {len(recipe.classes)}")
-    frames = np.empty((len(images), recipe.steps, words_for(recipe.sensor.bits)), np.int32)
-    recordings = record_digits(images, recipe.camera, recipe.scene, recipe.sensor, recipe.split.seed)
-    for i, events in enumerate(recordings):
-        where = f"{recipe.name}: digit {i}"
-        bits = events_to_frames(events, recipe.sensor, recipe.bin_width, recipe.steps, where)
-        frames[i] = pack_bits_numpy(bits.reshape(recipe.steps, -1))
-    return PackedSplit(frames, labels, np.arange(len(labels)))
+def _open(recipe: Recipe, root: Path, download: bool) -> tuple[dict[str, Recordings], str]:
+    """The recordings of a source, fetched if need be, and its fingerprint."""
+    from filelock import FileLock
+
+    from tbnn.data.sources import open_source
+
+    folder = dataset_folder(recipe, root)
+    if download and any(file.urls for file in recipe.files) and folder == root and not _all_there(recipe, root):
+        folder = root / recipe.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".fetch.lock"):
+            fetch(recipe, folder, download=True)
+    else:
+        fetch(recipe, folder, download=download)
+    return open_source(recipe, folder), _fingerprint(recipe, folder)
 
 
-def _source_file(recipe: Recipe, source: Path | None) -> Path:
-    """The file of the recordings, looked for and compared with the recipe's checksum."""
-    hint = (
-        f"give the folder that holds {recipe.file} with --source FOLDER (of `tbnn train`: --data.source FOLDER, in Python: source=FOLDER);"
-        f" the recordings come from {recipe.source}"
+def _all_there(recipe: Recipe, folder: Path) -> bool:
+    return all(
+        (folder / (file.unpacks or file.path)).exists() or (folder / file.path).exists() for file in recipe.files
     )
-    if source is None:
-        raise FileNotFoundError(f"{recipe.name}: expected the recordings {recipe.file}, got no source folder; {hint}")
-    path = source / recipe.file
-    if not path.is_file():
-        raise FileNotFoundError(f"{recipe.name}: looked for {recipe.file} in {source}, found no such file; {hint}")
-    if recipe.sha256:
-        with path.open("rb") as file:
-            got = hashlib.file_digest(file, "sha256").hexdigest()
-        if got != recipe.sha256:
-            raise ValueError(f"{path}: expected the SHA-256 {recipe.sha256} of the recipe {recipe.name}, got {got}")
-    return path
+
+
+def _generate(recipe: Recipe) -> Recordings:
+    """The recordings of a dataset that is made here."""
+    seed, sensor = recipe.split.seed, recipe.sensor
+    if recipe.camera is not None and recipe.scene is not None:
+        from tbnn.data.digits import digit_recordings
+
+        recordings = digit_recordings(recipe.camera, recipe.scene, sensor, seed)
+    elif recipe.camera is not None and recipe.shapes is not None:
+        from tbnn.data.shapes import CLASSES, shape_recordings
+
+        if recipe.classes != CLASSES:
+            raise ValueError(f"{recipe.name}: classes: expected {', '.join(CLASSES)}, got {', '.join(recipe.classes)}")
+        recordings = shape_recordings(recipe.shapes, recipe.camera, sensor, seed)
+    elif recipe.randman is not None:
+        from tbnn.data.randman import randman_recordings
+
+        recordings = randman_recordings(recipe.randman, sensor, seed)
+    else:
+        raise ValueError(f"{recipe.name}: expected the tables that {recipe.format} needs")
+    if recordings.labels.max() >= len(recipe.classes):
+        got = recordings.labels.max() + 1
+        raise ValueError(f"{recipe.name}: classes: expected {got} of them, got {len(recipe.classes)}")
+    return recordings
+
+
+def _packed(recordings: Recordings, recipe: Recipe) -> PackedSplit:
+    pack = _pack_words if recordings.words is not None else _pack_events
+    return PackedSplit(recordings.labels, recordings.index, partial(pack, recordings, recipe))
+
+
+def _pack_events(recordings: Recordings, recipe: Recipe, i: int) -> PackedRecording:
+    events = recordings.read(i)
+    words = events_to_words(events, recipe.sensor, recipe.frames, recordings.names[i])
+    duration = int(events.t[-1]) - int(events.t[0])
+    return PackedRecording(words, recipe.frames.covered(events.t), len(events), duration)
+
+
+def _pack_words(recordings: Recordings, recipe: Recipe, i: int) -> PackedRecording:
+    words = recordings.words(i)  # pyright: ignore[reportOptionalCall]
+    events = int(np.bitwise_count(words.view(np.uint32)).sum())
+    return PackedRecording(words, recipe.frames.frames, events, recipe.duration)

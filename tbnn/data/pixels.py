@@ -19,6 +19,7 @@ def level_at(t: float, t0: float, t1: float, a: float, b: float) -> float:
 def watch_pixels(
     levels: FloatArray,  # (P, T) log intensity
     times: FloatArray,  # (T,)
+    memory: FloatArray,  # (P,) the level remembered at the start
     on: FloatArray,  # (P,)
     off: FloatArray,  # (P,)
     refractory: float,
@@ -32,7 +33,7 @@ def watch_pixels(
     """Fill ``out_*`` with the events, pixel after pixel, and return their number, which may exceed the room there."""
     count = 0
     for pixel in range(levels.shape[0]):
-        remembered = levels[pixel, 0]
+        remembered = memory[pixel]
         held = False  # in reset until `ready`
         ready = times[0]
         noise = noise_start[pixel]

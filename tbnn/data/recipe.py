@@ -1,24 +1,26 @@
-"""Recipes: what a dataset is and how its recordings become bit frames, one TOML file each."""
+"""Recipes: what a dataset is, where it comes from and how its recordings become bit frames."""
 
 import dataclasses
 import hashlib
 import json
 import re
-import tomllib
-import typing
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from pathlib import PurePosixPath
+from typing import Any
 
 from tbnn.data.camera import EventCamera
 from tbnn.data.digits import Scene
 from tbnn.data.events import Sensor
+from tbnn.data.frames.spec import FrameSpec
+from tbnn.data.randman import Randman
+from tbnn.data.shapes import MovingShapes
 
-SCHEMA = 1  # of the packed file; raise it too when the same recipe comes to give other frames
-FORMATS = ("events-hdf5", "bits-hdf5", "digits-camera")
+SCHEMA = 2  # of the packed file; raise it too when the same recipe comes to give other frames
 SPLITS = ("train", "validation", "test")
-
-_T = TypeVar("_T")
+GENERATED = {"digits-camera": ("camera", "scene"), "moving-shapes": ("camera", "shapes"), "randman": ("randman",)}
+GIVEN = "recordings"  # handed to pack_recordings() by a program
+FILES = ("events-hdf5", "bits-hdf5", "spikes-hdf5", "ntidigits-hdf5", "folders", "dvsgesture", "smnist", "braille-json")
+READERS = ("bin", "aedat2", "aedat3", "aedat4", "dat", "evt2", "evt3", "npy", "mat")
 
 
 @dataclass(frozen=True)
@@ -26,22 +28,94 @@ class Split:
     """How recordings are held out, class by class.
 
     Attributes:
-        validation: fraction of the training recordings, in (0, 1).
+        validation: fraction of the training recordings, in (0, 1); 0 where the source has its own validation set.
         seed: of the draw.
         test: fraction of all recordings, drawn first; 0 where the source has its own test set.
+        rule: "random", drawn with ``seed``; or "hash": in each class the recordings whose SHA-256 of
+            "seed/name of the recording" is lowest, the same on every machine for ever.
+        by_group: hold out whole groups (people, speakers) of the source instead of single recordings.
     """
 
     validation: float
     seed: int
     test: float = 0.0
+    rule: str = "random"
+    by_group: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.validation < 1:
-            raise ValueError(f"validation: expected a fraction in (0, 1), got {self.validation}")
-        if not 0 <= self.test < 1:
-            raise ValueError(f"test: expected a fraction in [0, 1), got {self.test}")
+        for key in ("validation", "test"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key}: expected a fraction in [0, 1), got {getattr(self, key)}")
         if self.seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+        if self.rule not in ("random", "hash"):
+            raise ValueError(f"rule: expected random or hash, got {self.rule!r}")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file to have: where it lies below the dataset's folder, where it comes from, and how to know it is whole.
+
+    Attributes:
+        path: below the dataset's folder.
+        urls: the source and its mirrors, tried in order; none: to be fetched by hand.
+        sha256, md5: in hex; the stronger that is known.
+        bytes: its size, 0 if not known.
+        unpacks: what unpacking the archive gives, a path below the dataset's folder; empty: not an archive.
+    """
+
+    path: str
+    urls: tuple[str, ...] = ()
+    sha256: str = ""
+    md5: str = ""
+    bytes: int = 0
+    unpacks: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("path", "unpacks"):
+            _check_relative(key, getattr(self, key), empty=key == "unpacks")
+        for key, digits in (("sha256", 64), ("md5", 32)):
+            value = getattr(self, key)
+            if value and not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
+                raise ValueError(f"{key}: expected {digits} lower-case hexadecimal digits, got {value!r}")
+        if self.bytes < 0:
+            raise ValueError(f"bytes: expected 0 or more, got {self.bytes}")
+        for url in self.urls:
+            if not re.match(r"(https?|ftp)://\S+$", url):
+                raise ValueError(f"urls: expected http, https or ftp addresses, got {url!r}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the recordings lie below the dataset's folder, and how they are read.
+
+    Attributes:
+        train, validation, test: a file or a glob pattern; empty: the source has no such split.
+        reader: of format "folders": the format of one recording's file, one of ``READERS``.
+        folders: of format "folders": the names of the folders that hold the classes, in their order; default: ``classes``.
+        columns: "npy" arrays without field names: what each column is, such as "xypt".
+        time_scale: microseconds in a unit of the source's times.
+        flip_y: rows are counted from below.
+    """
+
+    train: str
+    test: str = ""
+    validation: str = ""
+    reader: str = ""
+    folders: tuple[str, ...] = ()
+    columns: str = ""
+    time_scale: float = 1.0
+    flip_y: bool = False
+
+    def __post_init__(self) -> None:
+        for key in SPLITS:
+            _check_relative(key, getattr(self, key), empty=key != "train")
+        if self.reader and self.reader not in READERS:
+            raise ValueError(f"reader: expected one of {', '.join(READERS)}, got {self.reader!r}")
+        if self.columns and sorted(self.columns) not in (list("ptxy"), list("ptx"), list("tx")):
+            raise ValueError(f"columns: expected the letters x, y, p and t in some order, got {self.columns!r}")
+        if not 0 < self.time_scale < float("inf"):
+            raise ValueError(f"time_scale: expected a positive number, got {self.time_scale}")
 
 
 @dataclass(frozen=True)
@@ -51,19 +125,17 @@ class Recipe:
     Attributes:
         name: short, also the stem of the packed file.
         title, description, source, licence, citation: for people.
-        format: what the source is: "events-hdf5" (events one after another with offsets), "bits-hdf5" (0/1 arrays
-            recording x step x channel) or "digits-camera" (made here: digits through the simulated event camera).
+        format: what the source is, one of ``FILES`` (see :mod:`tbnn.data.sources`) or of ``GENERATED``.
         classes: their names, in order of the label.
-        sensor: (channels, height, width) of one frame.
-        bin_width: duration of a frame in time units.
-        steps: frames in a recording, T.
+        sensor: (channels, height, width) of the recordings.
+        frames: how events become frames.
         split: what is held out.
-        time_unit: "us".
-        file: the source, a path below the source folder; empty when made here.
-        sha256: of that file in hex; empty: not checked.
-        stack: bits sources only: this many steps of the source become the channels of one frame, earliest first.
-        source_step: bits sources only: duration of a step of the source in time units.
-        camera, scene: digits only.
+        files: what to have; none for a generated dataset.
+        layout: where the recordings lie in them.
+        manual: what to do by hand where no download works.
+        stack: "bits-hdf5" only: this many steps of the source become the channels of one frame, earliest first.
+        source_step: "bits-hdf5" only: duration of a step of the source in microseconds.
+        camera, scene, shapes, randman: of generated datasets.
 
     Raises:
         ValueError: on a value outside its range or that does not fit the others.
@@ -78,16 +150,17 @@ class Recipe:
     citation: str
     classes: tuple[str, ...]
     sensor: Sensor
-    bin_width: int
-    steps: int
+    frames: FrameSpec
     split: Split
-    time_unit: str = "us"
-    file: str = ""
-    sha256: str = ""
+    files: tuple[SourceFile, ...] = ()
+    layout: Layout | None = None
+    manual: str = ""
     stack: int = 1
     source_step: int = 0
     camera: EventCamera | None = None
     scene: Scene | None = None
+    shapes: MovingShapes | None = None
+    randman: Randman | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name):
@@ -95,51 +168,70 @@ class Recipe:
         for key in ("title", "source", "licence"):
             if not getattr(self, key).strip():
                 raise ValueError(f"{key}: expected some text, got {getattr(self, key)!r}")
-        if self.format not in FORMATS:
-            raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {self.format!r}")
-        if self.time_unit != "us":
-            raise ValueError(f"time_unit: expected 'us', got {self.time_unit!r}")
-        numbers = {"bin_width": self.bin_width, "steps": self.steps, "stack": self.stack}
-        for key, value in {**numbers, **{f"sensor.{k}": v for k, v in self.sensor._asdict().items()}}.items():
+        if self.format not in (*FILES, *GENERATED, GIVEN):
+            raise ValueError(f"format: expected one of {', '.join((*FILES, *GENERATED))}, got {self.format!r}")
+        for key, value in {"stack": self.stack, **{f"sensor.{k}": v for k, v in self.sensor._asdict().items()}}.items():
             if value < 1:
                 raise ValueError(f"{key}: expected at least 1, got {value}")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes: expected two or more different names, got {list(self.classes)}")
-        if self.sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ValueError(f"sha256: expected 64 lower-case hexadecimal digits, got {self.sha256!r}")
-        self._check_format()
+        self.frames.shape(self.sensor)  # raises where they do not fit
+        self._check_source()
+        self._check_bits()
+        if self.scene is not None and self.frames.bin_width and self.scene.duration > self.duration:
+            raise ValueError(f"frames.steps: expected frames for {self.scene.duration} us, got {self.duration} us")
 
-    def _check_format(self) -> None:
-        """The rules that hold between the keys of one format."""
-        made_here = self.format == "digits-camera"
-        path = PurePosixPath(self.file)
-        if made_here and (self.file or self.sha256):
-            raise ValueError(f"file: expected none for {self.format}, got {self.file!r}")
-        if not made_here and (not self.file or path.is_absolute() or ".." in path.parts or "\\" in self.file):
-            raise ValueError(f"file: expected a relative path below the source folder, got {self.file!r}")
-        if made_here != (self.split.test > 0):
-            expected = "a fraction above 0" if made_here else "0, the source has a test set"
-            raise ValueError(f"split.test: expected {expected}, got {self.split.test}")
-        for key, table in (("camera", self.camera), ("scene", self.scene)):
-            if made_here != (table is not None):
-                raise ValueError(f"{key}: expected {'a' if made_here else 'no'} table for {self.format}")
-        if self.format == "bits-hdf5":
-            if self.sensor.channels % self.stack:
-                raise ValueError(f"stack: expected a divisor of {self.sensor.channels} channels, got {self.stack}")
-            if self.bin_width != self.source_step * self.stack:
-                raise ValueError(
-                    f"bin_width: expected source_step * stack = {self.source_step * self.stack}, got {self.bin_width}"
-                )
-        elif self.stack != 1 or self.source_step != 0:
-            raise ValueError(f"stack, source_step: expected none for {self.format}")
-        if self.scene is not None and self.scene.duration > self.steps * self.bin_width:
-            raise ValueError(
-                f"steps: expected frames for {self.scene.duration} us, got {self.steps} of {self.bin_width} us"
-            )
+    @property
+    def frame_sensor(self) -> Sensor:
+        """The shape (C, H, W) of one frame."""
+        channels, height, width = self.frames.shape(self.sensor)
+        return Sensor(channels * self.stack, height, width)
+
+    @property
+    def duration(self) -> int:
+        """Microseconds that the frames span; 0 where a recording's own length decides."""
+        return self.frames.stride * (self.frames.frames - 1) + self.frames.bin_width if self.frames.bin_width else 0
+
+    def _check_source(self) -> None:
+        """The rules that hold between the format and where the recordings come from."""
+        if self.format == GIVEN:
+            return
+        generated = self.format in GENERATED
+        if generated != (self.layout is None) or (generated and self.files):
+            raise ValueError(f"layout, files: expected {'none' if generated else 'a layout'} for {self.format}")
+        if (self.format == "folders") != bool(self.layout and self.layout.reader):
+            raise ValueError(f"layout.reader: expected it with format folders only, got format {self.format}")
+        if self.layout and self.layout.folders and len(self.layout.folders) != len(self.classes):
+            raise ValueError(f"layout.folders: expected {len(self.classes)} names, one a class")
+        for split in ("test", "validation"):
+            own = bool(self.layout and getattr(self.layout, split))
+            if own != (getattr(self.split, split) == 0):
+                expected = "0, the source has its own set" if own else "a fraction above 0"
+                raise ValueError(f"split.{split}: expected {expected}, got {getattr(self.split, split)}")
+        for key in ("camera", "scene", "shapes", "randman"):
+            needed = key in GENERATED.get(self.format, ())
+            if needed != (getattr(self, key) is not None):
+                raise ValueError(f"{key}: expected {'a' if needed else 'no'} table for {self.format}")
+
+    def _check_bits(self) -> None:
+        """Recordings that are 0/1 arrays already: only stacked."""
+        if self.format != "bits-hdf5":
+            if self.stack != 1 or self.source_step != 0:
+                raise ValueError(f"stack, source_step: expected none for {self.format}")
+            return
+        plain = FrameSpec(bin_width=self.source_step * self.stack or None, steps=self.frames.steps)
+        if self.frames != plain:
+            raise ValueError(f"frames: expected bin_width = source_step * stack and steps alone, got {self.frames}")
+
+
+def _check_relative(key: str, value: str, *, empty: bool) -> None:
+    path = PurePosixPath(value)
+    if (not value and not empty) or path.is_absolute() or ".." in path.parts or "\\" in value:
+        raise ValueError(f"{key}: expected a relative path below the dataset's folder, got {value!r}")
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256, in hex, over the version of the packed file and all fields of the recipe."""
+    """SHA-256, in hex, over the version of the packed file and all fields of the recipe: data, frames, split."""
     return json_hash(recipe_json(recipe))
 
 
@@ -150,87 +242,6 @@ def json_hash(text: str) -> str:
 
 def recipe_json(recipe: Recipe) -> str:
     """All fields as JSON with sorted keys: equal recipes give equal text."""
-    fields = dataclasses.asdict(recipe)
+    fields: dict[str, Any] = dataclasses.asdict(recipe)
     fields["sensor"] = recipe.sensor._asdict()
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def recipes_folder() -> Path:
-    """Where the shipped recipes are: inside the package, or beside it in a checkout of the repository."""
-    package = Path(__file__).resolve().parents[1]
-    folders = (package / "_recipes", package.parent / "datasets")
-    for folder in folders:
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"expected the dataset recipes in {folders[0]} or {folders[1]}, found neither folder")
-
-
-def available() -> dict[str, Recipe]:
-    """The shipped recipes by name, in alphabetical order."""
-    recipes = [_read(path) for path in sorted(recipes_folder().glob("*.toml"))]
-    return {recipe.name: recipe for recipe in recipes}
-
-
-def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Read a shipped recipe by its name, or any other by the path of its .toml file.
-
-    Raises:
-        ValueError: for an unknown name (the message lists the known ones), an unknown or missing key, a wrong type or
-            an impossible value; the message names file and key, what was got and what was expected.
-        FileNotFoundError: for a path that leads nowhere.
-
-    >>> load_recipe("digits").steps
-    20
-    """
-    if str(name_or_path).endswith(".toml"):
-        return _read(Path(name_or_path))
-    known = sorted(path.stem for path in recipes_folder().glob("*.toml"))
-    if str(name_or_path) not in known:
-        raise ValueError(
-            f"unknown dataset {str(name_or_path)!r}: expected one of {', '.join(known)}, or the path of a .toml recipe"
-        )
-    return _read(recipes_folder() / f"{name_or_path}.toml")
-
-
-def _read(path: Path) -> Recipe:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a recipe, found no such file")
-    try:
-        return _build(Recipe, tomllib.loads(path.read_text(encoding="utf-8")), "")
-    except ValueError as error:  # not UTF-8, not TOML or not a recipe
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _build(kind: type[_T], table: dict[str, Any], prefix: str) -> _T:
-    """Make a ``kind`` (dataclass or NamedTuple) of a TOML table; ``prefix`` is where the table stands ("camera.")."""
-    hints = typing.get_type_hints(kind)
-    unknown = [key for key in table if key not in hints]
-    if unknown:
-        raise ValueError(f"{prefix}{unknown[0]}: unknown key; expected one of {', '.join(hints)}")
-    if dataclasses.is_dataclass(kind):
-        optional = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
-    else:
-        optional = set[str]()
-    missing = [key for key in hints if key not in table and key not in optional]
-    if missing:
-        raise ValueError(f"{prefix}{missing[0]}: expected this key, found it missing")
-    values = {key: _value(hints[key], value, prefix + key) for key, value in table.items()}
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"{prefix}{error}") from error
-
-
-def _value(hint: Any, value: object, key: str) -> object:
-    """``value`` as the type that the annotation ``hint`` asks for; integers pass as floats, nothing else is changed."""
-    nested = [kind for kind in (hint, *typing.get_args(hint)) if kind in (Sensor, Split, EventCamera, Scene)]
-    if nested and isinstance(value, dict):
-        return _build(nested[0], value, f"{key}.")
-    if hint == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    if hint in (int, float, str) and type(value) is hint:
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    expected = "a table" if nested else {int: "an integer", float: "a number", str: "text"}.get(hint, "a list of text")
-    raise ValueError(f"{key}: expected {expected}, got {value!r}")

@@ -1,17 +1,23 @@
 """Batches of packed frames, in an order that the seed and the epoch fix."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from tbnn.bits import unpack_bits
-from tbnn.data import PackedFrames, collate
-from tbnn.train.augment import drop_bits, shift_frames
+from tbnn.data import AugmentedFrames, PackedFrames, collate, make
 from tbnn.train.config import DataConfig
 
 EVALUATION_BATCH = 128
+
+
+def packed_file(data: DataConfig) -> Path:
+    """The packed file of a configuration's dataset, made if need be."""
+    return make(data.dataset, source=data.source, cache=data.cache, **data.frames.changes())
 
 
 class EpochOrder(Sampler[int]):
@@ -27,16 +33,27 @@ class EpochOrder(Sampler[int]):
         yield from torch.randperm(self.samples, generator=epoch_generator(self.seed, self.epoch)).tolist()
 
 
-def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
-    """A random generator fixed by the run's seed, the epoch and a stream number (0: order, 1: augmentation)."""
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """A random generator fixed by the run's seed and the epoch."""
     generator = torch.Generator()
-    generator.manual_seed(((seed * 1_000_003 + epoch) * 16 + stream) % (2**63))
+    generator.manual_seed(((seed * 1_000_003 + epoch) * 16) % (2**63))
     return generator
 
 
-def train_loader(frames: PackedFrames, order: EpochOrder, batch_size: int) -> DataLoader[tuple[Tensor, int]]:
-    """Packed training batches (words (T, B, W), labels (B,)); no workers, since the bits lie in memory."""
-    return DataLoader(frames, batch_size=batch_size, sampler=order, collate_fn=collate)
+def train_loader(
+    frames: PackedFrames | AugmentedFrames, order: EpochOrder, batch_size: int, workers: int = 0
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Packed training batches (words (T, B, W), labels (B,)); workers, if any, stay alive over the epochs."""
+    return DataLoader(
+        frames,  # pyright: ignore[reportArgumentType]
+        batch_size=batch_size,
+        sampler=order,
+        collate_fn=collate,
+        num_workers=workers,
+        # Not forked: kernels may have started threads that a fork would not copy.
+        multiprocessing_context="forkserver" if workers else None,
+        persistent_workers=workers > 0,
+    )
 
 
 def evaluation_loader(frames: PackedFrames) -> DataLoader[tuple[Tensor, int]]:
@@ -44,14 +61,16 @@ def evaluation_loader(frames: PackedFrames) -> DataLoader[tuple[Tensor, int]]:
     return DataLoader(frames, batch_size=EVALUATION_BATCH, collate_fn=collate)
 
 
-def augmented(words: Tensor, data: DataConfig, sensor: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """A training batch as the network gets it: packed words as they are, or varied 0/1 frames (T, B, bits)."""
-    if not data.shift and not data.drop:
-        return words
-    channels, height, width = sensor
-    x = unpack_bits(words.cpu(), channels * height * width)
-    if data.shift:
-        x = shift_frames(x.unflatten(2, (channels, height, width)), data.shift, generator).flatten(2)
-    if data.drop:
-        x = drop_bits(x, data.drop, generator)
-    return x.to(words.device)
+class Waiting:
+    """Batches, and the ``seconds`` that were spent waiting for them."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        start = time.perf_counter()
+        for batch in self.batches:
+            self.seconds += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
+        self.seconds += time.perf_counter() - start

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tbnn.data.augment import Augment
+from tbnn.data.frames.options import FrameOptions
 from tbnn.surrogate import Surrogate, atan, boxcar, fast_sigmoid, sigmoid, triangular
 
 SURROGATES = {
@@ -31,25 +33,26 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which recordings, and how they are varied in training.
+    """Which recordings, as which frames, and how they are varied in training.
 
     Attributes:
         dataset: a recipe's name (``tbnn datasets list``) or the path of a recipe file.
-        source: the folder that holds the recordings the recipe names; not needed for generated sets.
+        source: the folder that holds the recordings the recipe names, or to which they are downloaded.
         cache: the folder of packed files; the user's cache folder if not given.
-        shift: in training, move each sample by up to this many pixels in x and y.
-        drop: in training, erase this share of the input bits at random.
+        frames: frames other than the recipe's.
+        augment: variation of the training samples.
+        workers: processes that read batches ahead; 0 reads them in the training process, enough for bits in memory.
     """
 
     dataset: str = "digits"
     source: str | None = None
     cache: str | None = None
-    shift: int = 0
-    drop: float = 0.0
+    frames: FrameOptions = field(default_factory=FrameOptions)
+    augment: Augment = field(default_factory=Augment)
+    workers: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("data.shift", self.shift, 0)
-        _within("data.drop", self.drop, 0, 1)
+        _at_least("data.workers", self.workers, 0)
 
 
 @dataclass(frozen=True)

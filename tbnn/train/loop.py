@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
-from tbnn.data import PackedFrames, make
+from tbnn.data import AugmentedFrames, PackedFrames
 from tbnn.files import replacing
 from tbnn.losses import cross_entropy, logits, rate_target, temporal_efficient_training
 from tbnn.nn import Network, calibrate, health_warnings
 from tbnn.nn.health import spiking_layers
-from tbnn.train.batches import EpochOrder, augmented, epoch_generator, evaluation_loader, train_loader
+from tbnn.train.batches import EpochOrder, Waiting, evaluation_loader, packed_file, train_loader
 from tbnn.train.build import build_network
 from tbnn.train.config import OptimConfig, TrainConfig
 from tbnn.train.evaluate import evaluate
@@ -60,14 +60,15 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
     if accelerator.is_main_process:
         _check_folder(folder, config)
     accelerator.wait_for_everyone()
-    packed = make(config.data.dataset, source=config.data.source, cache=config.data.cache)
+    packed = packed_file(config.data)
     frames, validation = PackedFrames(packed, "train"), PackedFrames(packed, "validation")
+    varied = AugmentedFrames(frames, config.data.augment, config.seed)
     torch.manual_seed(config.seed)
     network = build_network(config.model, frames.info.sensor, len(frames.info.classes))
     order = EpochOrder(len(frames), config.seed)
-    loader = train_loader(frames, order, config.optim.batch_size)
+    loader = train_loader(varied, order, config.optim.batch_size, config.data.workers)
     if not config.resume:
-        _calibrate(network, loader, config)
+        _calibrate(network, frames, order, config)
     optimizer = AdamW(network.parameters(), lr=config.optim.learning_rate, weight_decay=config.optim.weight_decay)
     schedule = _schedule(optimizer, config.optim, len(loader))
     progress = _resume(folder, network, optimizer, schedule) if config.resume else Progress()
@@ -78,7 +79,9 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
         write_config(folder, config)
         write_json(folder / "run.json", run_facts(folder, config, frames.info, str(accelerator.device), packed))
     model, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
-    trainer = _Trainer(config, folder, accelerator, model, optimizer, schedule, loader, order, validation, progress)
+    trainer = _Trainer(
+        config, folder, accelerator, model, optimizer, schedule, loader, order, varied, validation, progress
+    )
     trainer.run(quiet=quiet or not accelerator.is_main_process)
     return folder
 
@@ -121,9 +124,9 @@ def _clear(folder: Path) -> None:
         old.unlink(missing_ok=True)
 
 
-def _calibrate(network: Network, loader: Any, config: TrainConfig) -> None:
+def _calibrate(network: Network, frames: PackedFrames, order: EpochOrder, config: TrainConfig) -> None:
     if config.optim.calibrate:
-        words, _ = next(iter(loader))
+        words, _ = next(iter(train_loader(frames, order, config.optim.batch_size)))
         calibrate(network, words, rate=config.optim.calibrate)
 
 
@@ -184,13 +187,12 @@ class _Trainer:
 
     def __init__(
         self, config: TrainConfig, folder: Path, accelerator: Accelerator, model: Any, optimizer: Any, schedule: Any,
-        loader: Any, order: EpochOrder, validation: PackedFrames, progress: Progress,
+        loader: Any, order: EpochOrder, frames: AugmentedFrames, validation: PackedFrames, progress: Progress,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.model, self.optimizer, self.schedule, self.loader, self.order = model, optimizer, schedule, loader, order
-        self.validation, self.progress = validation, progress
+        self.frames, self.validation, self.progress = frames, validation, progress
         self.readout = config.optim.readout
-        self.sensor = validation.info.sensor
 
     def run(self, quiet: bool) -> None:
         """Train the epochs that are left."""
@@ -226,23 +228,22 @@ class _Trainer:
     def _epoch(self, epoch: int, display: Display) -> dict[str, float]:
         """Train one epoch and validate; the row of the log."""
         start = time.perf_counter()
-        self.order.epoch = epoch
-        generator = epoch_generator(self.config.seed, epoch, stream=1 + self.accelerator.process_index)
+        self.order.epoch = self.frames.epoch = epoch
         self.model.train()
         losses, correct, seen, norms = 0.0, 0, 0, []
-        for words, labels in self.loader:
-            x = augmented(words, self.config.data, self.sensor, generator)
-            loss, hits, norm = self._batch(x, labels, epoch)
+        batches = Waiting(self.loader)
+        for words, labels in batches:
+            loss, hits, norm = self._batch(words, labels, epoch)
             losses, correct, seen = losses + loss * len(labels), correct + hits, seen + len(labels)
             norms.append(norm)
             display.batch(epoch, loss)
         seconds = time.perf_counter() - start
         network = self.accelerator.unwrap_model(self.model)
-        batches = (
+        held_out = (
             (w.to(self.accelerator.device), y.to(self.accelerator.device))
             for w, y in evaluation_loader(self.validation)
         )
-        result = evaluate(network, batches, len(self.validation.info.classes), self.readout)
+        result = evaluate(network, held_out, len(self.validation.info.classes), self.readout)
         return {
             "epoch": epoch,
             "train_loss": losses / seen,
@@ -253,6 +254,7 @@ class _Trainer:
             "grad_norm": sorted(norms)[len(norms) // 2],
             "grad_norm_max": max(norms),
             "seconds": seconds,
+            "waited": batches.seconds / seconds,
             **{f"rate/{name}": rate for name, rate in result.rates.items()},
         }
 
@@ -270,7 +272,8 @@ class _Trainer:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.clip_norm or math.inf)
         self.optimizer.step()
         self.schedule.step()
-        hits = int((logits(readout.detach(), self.readout).argmax(1) == labels).sum())
+        classes = labels if labels.ndim == 1 else labels.argmax(1)  # of a mixed sample: the larger share's
+        hits = int((logits(readout.detach(), self.readout).argmax(1) == classes).sum())
         return value, hits, float(norm) if norm is not None else math.nan
 
     def _save(self, row: dict[str, float], best: bool) -> None:

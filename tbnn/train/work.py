@@ -8,7 +8,7 @@ import torch
 from tbnn.data import PackedFrames, make
 from tbnn.losses import logits
 from tbnn.sim import PackedNetwork, check_parity, pack
-from tbnn.train.batches import evaluation_loader
+from tbnn.train.batches import evaluation_loader, packed_file
 from tbnn.train.evaluate import Evaluation, evaluate
 from tbnn.train.run import Run, environment, load_run, write_json
 
@@ -19,8 +19,7 @@ def run_frames(run: Run, split: str) -> PackedFrames:
     Raises ``ValueError`` when the recipe has changed since.
     """
     data = run.config.data
-    path = make(data.dataset, source=data.source, cache=data.cache)
-    frames = PackedFrames(path, split)
+    frames = PackedFrames(packed_file(data), split)
     if frames.info.recipe_hash != run.facts["recipe_hash"]:
         raise ValueError(
             f"{run.folder}: trained on {data.dataset} of recipe {run.facts['recipe_hash'][:12]}, "

@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
+from tbnn.data import FrameSpec
 from tbnn.data.events import Sensor
-from tbnn.data.recipe import Recipe, Split
+from tbnn.data.recipe import Layout, Recipe, SourceFile, Split
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 
@@ -17,12 +18,19 @@ name = "tiny"
 title = "Tiny events"
 description = "Made by a test."
 format = "events-hdf5"
-file = "tiny.h5"
 source = "a test"
 licence = "none"
 citation = ""
 classes = ["left", "right"]
-time_unit = "us"
+
+[[files]]
+path = "tiny.h5"
+
+[layout]
+train = "tiny.h5"
+test = "tiny.h5"
+
+[frames]
 bin_width = 100
 steps = 5
 
@@ -41,18 +49,26 @@ name = "tiny_bits"
 title = "Tiny bits"
 description = "Made by a test."
 format = "bits-hdf5"
-file = "bits.h5"
 source = "a test"
 licence = "none"
 citation = ""
 classes = ["a", "b", "c"]
-bin_width = 60
-steps = 4
 source_step = 20
 stack = 3
 
+[[files]]
+path = "bits.h5"
+
+[layout]
+train = "bits.h5"
+test = "bits.h5"
+
+[frames]
+bin_width = 60
+steps = 4
+
 [sensor]
-channels = 15
+channels = 5
 height = 1
 width = 1
 
@@ -70,15 +86,15 @@ def tiny_recipe(
         title="Tiny",
         description="",
         format="events-hdf5",
-        file="tiny.h5",
         source="a test",
         licence="none",
         citation="",
         classes=classes,
         sensor=Sensor(*sensor),
-        bin_width=100,
-        steps=steps,
+        frames=FrameSpec(bin_width=100, steps=steps),
         split=Split(validation=0.25, seed=3),
+        files=(SourceFile(path="tiny.h5"),),
+        layout=Layout(train="tiny.h5", test="tiny.h5"),
     )
 
 

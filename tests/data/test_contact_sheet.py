@@ -11,7 +11,7 @@ from tbnn.data.store import PackedSplit, write_store
 
 def sheet(folder, recipe, frames, labels):
     """The RGB picture (0..1) of recordings ``frames`` (N, T, bits)."""
-    split = PackedSplit(pack_bits_numpy(frames), np.array(labels), np.arange(len(labels)))
+    split = PackedSplit.of(pack_bits_numpy(frames), np.array(labels))
     write_store(folder / "a.h5", recipe, dict.fromkeys(("train", "validation", "test"), split))
     contact_sheet(folder / "a.h5", folder / "a.png")
     return imread(folder / "a.png")[..., :3]

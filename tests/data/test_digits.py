@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tbnn.bits import unpack_bits_numpy
 from tbnn.data import EventCamera, PackedFrames, make
-from tbnn.data.digits import Scene, digit_images, record_digits
+from tbnn.data.digits import Scene, digit_images, image_recordings
 from tbnn.data.events import Sensor
 
 SENSOR = Sensor(2, 20, 20)
@@ -44,9 +44,13 @@ def test_blank_image_is_the_background_and_full_ink_is_white():
 def test_recordings_depend_on_seed_and_place_only():
     camera, scene = EventCamera(mismatch=0.03, shot_noise=20, refractory=500), Scene()
     images = digit_images()[0][:3]
-    first = list(record_digits(images, camera, scene, SENSOR, seed=5))
-    changed = list(record_digits(np.stack([images[2], images[1], images[1]]), camera, scene, SENSOR, seed=5))
-    other = list(record_digits(images, camera, scene, SENSOR, seed=6))
+
+    def record(images, seed):
+        recordings = image_recordings(images, np.zeros(3, np.int64), camera, scene, SENSOR, seed)
+        return [recordings.read(i) for i in range(3)]
+
+    first, other = record(images, 5), record(images, 6)
+    changed = record(np.stack([images[2], images[1], images[1]]), 5)
     np.testing.assert_array_equal(first[1].t, changed[1].t)
     np.testing.assert_array_equal(first[1].x, changed[1].x)
     assert not np.array_equal(first[1].t, changed[2].t)  # the same digit, another noise

@@ -1,7 +1,9 @@
 """From sources to packed files, the real ones included."""
 
 import hashlib
+import os
 import re
+from functools import partial
 
 import h5py
 import numpy as np
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 
 from tbnn.bits import unpack_bits_numpy
 from tbnn.data import PackedFrames, load_recipe, make, read_info
-from tbnn.data.make import hold_out
-from tbnn.data.recipe import recipe_hash
+from tbnn.data.recipe import Split, recipe_hash
+from tbnn.data.recordings import Recordings
+from tbnn.data.split import hold_out
 
 
 def unpacked(split):
@@ -71,7 +74,7 @@ def test_made_once(events_source, tmp_path):
     inode = path.stat().st_ino
     make(toml, source=folder, cache=tmp_path / "cache", force=True)
     assert path.stat().st_ino != inode
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert sorted(p.name for p in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
 
 
 def test_another_recipe_is_another_file(events_source, tmp_path):
@@ -91,28 +94,73 @@ def test_default_cache_is_the_users(events_source, tmp_path, monkeypatch):
 
 def test_missing_source_says_which_where_and_how(events_source, tmp_path):
     toml, _ = events_source
-    with pytest.raises(
-        FileNotFoundError, match=r"tiny: expected the recordings tiny\.h5, got no source.*--source FOLDER"
-    ):
-        make(toml, cache=tmp_path / "cache")
     nowhere = tmp_path / "nowhere"
-    with pytest.raises(
-        FileNotFoundError, match=rf"looked for tiny\.h5 in {re.escape(str(nowhere))}, .*--source FOLDER"
-    ):
-        make(toml, source=nowhere, cache=tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
+    for source, looked in ((None, tmp_path / "cache" / "sources"), (nowhere, nowhere)):
+        with pytest.raises(FileNotFoundError) as error:
+            make(toml, source=source, cache=tmp_path / "cache")
+        message = str(error.value)
+        assert message.startswith(f"tiny: expected the file tiny.h5, looked in {looked}, found no such file. By hand: get")
+        assert f"put it at {looked / 'tiny.h5'}, or name the folder that holds tiny.h5 with --source FOLDER" in message
+        assert not (tmp_path / "cache").exists()
 
 
 def test_checksum(events_source, tmp_path):
     toml, folder = events_source
     right = hashlib.sha256((folder / "tiny.h5").read_bytes()).hexdigest()
-    toml.write_text(toml.read_text().replace('file = "tiny.h5"', f'file = "tiny.h5"\nsha256 = "{right}"'))
+    toml.write_text(toml.read_text().replace('path = "tiny.h5"', f'path = "tiny.h5"\nsha256 = "{right}"'))
     path = make(toml, source=folder, cache=tmp_path / "cache")
     with h5py.File(folder / "tiny.h5", "r+") as file:
         file["train/x"][0] ^= 1
     with pytest.raises(ValueError, match=f"expected the SHA-256 {right} of the recipe tiny, got [0-9a-f]{{64}}"):
         make(toml, source=folder, cache=tmp_path / "cache", force=True)
     assert read_info(path).name == "tiny"
+    assert make(toml, source=folder, cache=tmp_path / "cache") == path  # the cache is of the pinned content
+
+
+def test_recordings_without_a_checksum_are_watched(events_source, tmp_path, caplog):
+    toml, folder = events_source
+    path = make(toml, source=folder, cache=tmp_path / "cache")
+    before = path.read_bytes()
+    with h5py.File(folder / "tiny.h5", "r+") as file:
+        file["train/x"][0] = (file["train/x"][0] + 1) % 7
+    os.utime(folder / "tiny.h5", ns=(1, 1))
+    with caplog.at_level("INFO", logger="tbnn"):
+        assert make(toml, source=folder, cache=tmp_path / "cache") == path
+    assert "the recordings have changed; it is made again" in caplog.text
+    assert path.read_bytes() != before
+    inode = path.stat().st_ino
+    make(toml, source=folder, cache=tmp_path / "cache")
+    assert path.stat().st_ino == inode
+
+
+def test_other_frames_are_another_file(events_source, tmp_path):
+    toml, folder = events_source
+    make_it = partial(make, toml, source=folder, cache=tmp_path / "cache")
+    plain, binned, small = make_it(), make_it(bins=3), make_it(bins=3, size=(1, 2))
+    assert len({plain, binned, small, make_it(bins=3, planes=2)}) == 4
+    assert read_info(plain).steps == 5
+    assert (read_info(binned).steps, read_info(binned).bin_width) == (3, 0)
+    assert read_info(small).sensor == (2, 1, 2)
+    assert make_it(bins=None) == plain
+    with pytest.raises(ValueError, match=r"tiny: size: expected at most the sensor's \(3, 7\), got \(4, 4\)"):
+        make_it(size=4)
+    with pytest.raises(ValueError, match="tiny: bin_width, bins, count: expected exactly one of them, got bin_width, bins"):
+        make_it(bins=3, bin_width=50)
+    with pytest.raises(TypeError, match="bin: unknown setting; expected one of at_least, bin_width, bins"):
+        make_it(bin=3)
+
+
+def test_a_file_of_an_older_schema_is_made_again_and_said_so(events_source, tmp_path, caplog):
+    toml, folder = events_source
+    path = make(toml, source=folder, cache=tmp_path / "cache")
+    content = path.read_bytes()
+    old = path.with_name("tiny-0123456789ab.h5")
+    path.replace(old)
+    with h5py.File(old, "r+") as file:
+        file.attrs["schema"] = 1
+    with caplog.at_level("INFO", logger="tbnn"):
+        assert make(toml, source=folder, cache=tmp_path / "cache").read_bytes() == content
+    assert f"{old} cannot be used with schema 2; {path.name} is made (expected schema 2, got 1" in caplog.text
 
 
 def write(name, index, value):
@@ -206,24 +254,62 @@ def test_original_numbers_are_kept(events_source, tmp_path):
     assert PackedFrames(path, "test").index.tolist() == list(range(60_000, 60_012))
 
 
+def some(labels, groups=None):
+    names = [f"recording {i}" for i in range(len(labels))]
+    return Recordings(np.array(labels), np.arange(len(labels)), names, lambda i: None, groups)  # type: ignore[arg-type]
+
+
 @settings(deadline=None, max_examples=60, derandomize=True)
-@given(st.lists(st.integers(0, 4), min_size=4, max_size=60), st.floats(0.15, 0.85), st.integers(0, 5))
-def test_hold_out_is_stratified(labels, fraction, seed):
-    labels = np.array(labels)
-    held = hold_out(labels, fraction, np.random.default_rng(seed))
+@given(
+    st.lists(st.integers(0, 4), min_size=4, max_size=60),
+    st.floats(0.15, 0.85),
+    st.integers(0, 5),
+    st.sampled_from(["random", "hash"]),
+)
+def test_hold_out_is_stratified(labels, fraction, seed, rule):
+    labels, split = np.array(labels), Split(validation=0.5, seed=seed, rule=rule)
+    held, again = (hold_out(some(labels), fraction, split, np.random.default_rng(seed), "x") for _ in range(2))
     assert held.sum() == round(fraction * len(labels))
     for label in range(5):
         assert abs(held[labels == label].sum() - fraction * (labels == label).sum()) < 1
-    np.testing.assert_array_equal(held, hold_out(labels, fraction, np.random.default_rng(seed)))
+    np.testing.assert_array_equal(held, again)
+
+
+def test_a_hash_split_is_the_same_for_ever():
+    """Computed by hand with sha256sum: which of "1/recording 0" ... "1/recording 7" come first."""
+    digests = [hashlib.sha256(f"1/recording {i}".encode()).hexdigest() for i in range(8)]
+    split = Split(validation=0.5, seed=1, rule="hash")
+    held = hold_out(some([0] * 8), 0.25, split, np.random.default_rng(9), "x")
+    assert set(np.flatnonzero(held)) == set(sorted(range(8), key=digests.__getitem__)[:2])
+    other = hold_out(some([0] * 8), 0.25, Split(validation=0.5, seed=2, rule="hash"), np.random.default_rng(9), "x")
+    assert not np.array_equal(held, other)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(st.lists(st.integers(0, 6), min_size=4, max_size=60), st.floats(0.05, 0.6), st.integers(0, 5))
+def test_groups_are_held_out_whole(groups, fraction, seed):
+    groups = np.array([0, 1, *groups])
+    split = Split(validation=0.5, seed=seed, by_group=True)
+    held = hold_out(some(np.zeros(len(groups), int), groups), fraction, split, np.random.default_rng(0), "x")
+    assert held.any()
+    assert not held.all()
+    assert not set(groups[held]) & set(groups[~held])
+    people = len(set(groups))
+    assert len(set(groups[held])) == max(1, round(fraction * people))
+
+
+def test_groups_that_nobody_knows():
+    with pytest.raises(ValueError, match="x: split.by_group: expected a source that names people or speakers, got none"):
+        hold_out(some([0, 1]), 0.5, Split(validation=0.5, seed=0, by_group=True), np.random.default_rng(0), "x")
 
 
 def test_hold_out_draws_by_seed_and_refuses_nothing_and_all():
-    labels = np.zeros(40, np.int64)
-    draws = {tuple(hold_out(labels, 0.5, np.random.default_rng(seed))) for seed in range(4)}
+    split = Split(validation=0.5, seed=0)
+    draws = {tuple(hold_out(some([0] * 40), 0.5, split, np.random.default_rng(seed), "x")) for seed in range(4)}
     assert len(draws) == 4
     for fraction in (0.01, 0.99):
-        with pytest.raises(ValueError, match="expected some of 40 recordings held out, some left, got"):
-            hold_out(labels, fraction, np.random.default_rng(0))
+        with pytest.raises(ValueError, match="x: split: expected some of 40 recordings held out, some left, got"):
+            hold_out(some([0] * 40), fraction, split, np.random.default_rng(0), "x")
 
 
 def test_real_nmnist_equals_naive_frames(shared_data, tmp_path):

@@ -1,6 +1,5 @@
 """The packed file: round trips, and everything that may be wrong with one."""
 
-import dataclasses
 import json
 import os
 import re
@@ -9,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import h5py
@@ -30,9 +30,9 @@ def random_splits(recipe, sizes=(7, 3, 4), seed=0):
     rng = np.random.default_rng(seed)
     bits, splits = {}, {}
     for name, size in zip(SPLITS, sizes, strict=True):
-        bits[name] = rng.integers(0, 2, (size, recipe.steps, recipe.sensor.bits), np.uint8)
+        bits[name] = rng.integers(0, 2, (size, recipe.frames.frames, recipe.frame_sensor.bits), np.uint8)
         labels = rng.integers(0, len(recipe.classes), size)
-        splits[name] = PackedSplit(pack_bits_numpy(bits[name]), labels, rng.integers(0, 1000, size))
+        splits[name] = PackedSplit.of(pack_bits_numpy(bits[name]), labels, rng.integers(0, 1000, size))
     return bits, splits
 
 
@@ -58,7 +58,9 @@ def test_round_trip(make_recipe, sensor, steps, sizes, seed):
         write_store(path, recipe, splits)
         for name in SPLITS:
             read = PackedFrames(path, name)
-            np.testing.assert_array_equal(unpack_bits_numpy(read.frames, recipe.sensor.bits), bits[name])
+            np.testing.assert_array_equal(unpack_bits_numpy(read.frames, recipe.frame_sensor.bits), bits[name])
+            assert read.lengths.tolist() == [steps] * len(read)
+            np.testing.assert_array_equal(read.events, bits[name].sum((1, 2)))
             np.testing.assert_array_equal(read.labels, splits[name].labels)
             np.testing.assert_array_equal(read.index, splits[name].index)
             assert len(read) == len(splits[name].labels)
@@ -66,25 +68,15 @@ def test_round_trip(make_recipe, sensor, steps, sizes, seed):
 
 def test_info_says_what_the_recipe_says(packed, recipe):
     info = read_info(packed)
-    for field in (
-        "name",
-        "title",
-        "classes",
-        "sensor",
-        "steps",
-        "time_unit",
-        "bin_width",
-        "licence",
-        "source",
-        "citation",
-    ):
+    for field in ("name", "title", "classes", "sensor", "licence", "source", "citation"):
         assert getattr(info, field) == getattr(recipe, field)
+    assert (info.steps, info.time_unit, info.bin_width, info.fingerprint) == (5, "us", 100, "")
     assert info.bits == 42
     assert info.splits == {"train": 7, "validation": 3, "test": 4}
     assert info.recipe_hash == recipe_hash(recipe)
     assert PackedFrames(packed, "test").info == info
     with h5py.File(packed) as file:
-        assert file.attrs["recipe"] == recipe_json(recipe)
+        assert file.attrs["recipe"].decode() == recipe_json(recipe)
         assert json.loads(file.attrs["classes"]) == ["left", "right"]
 
 
@@ -119,7 +111,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(packed, recipe, monke
     before = packed.read_bytes()
     calls = []
 
-    def fail_on_third(group, split):
+    def fail_on_third(group, *_):
         calls.append(group.name)
         if len(calls) == 3:
             raise error
@@ -140,8 +132,8 @@ from conftest import tiny_recipe
 from test_store import random_splits
 from tbnn.data import store
 write = store._write_split
-def killed(group, split):
-    write(group, split)
+def killed(group, *rest):
+    write(group, *rest)
     group.file.flush()
     if group.name == "/test":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -172,9 +164,12 @@ def test_truncated_at_any_length(packed):
                 read(cut)
 
 
-def test_flipped_bits_never_pass_as_other_data(packed):
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_flipped_bits_never_pass_as_other_data(tmp_path, recipe, compression):
     """Each flip is found, or it lies in a part of the file that does not matter to this split."""
-    whole, flipped = packed.read_bytes(), packed.with_name("flipped.h5")
+    packed, flipped = tmp_path / "whole.h5", tmp_path / "flipped.h5"
+    write_store(packed, recipe, random_splits(recipe)[1], compression=compression)
+    whole = packed.read_bytes()
     assert whole[8] >= 2  # the superblock's version: from 2 on, names and shapes carry checksums
     original = PackedFrames(packed, "train")
     rng = np.random.default_rng(0)
@@ -185,14 +180,68 @@ def test_flipped_bits_never_pass_as_other_data(packed):
         flipped.write_bytes(damaged)
         try:
             read = PackedFrames(flipped, "train")
+            frames = read.batch(range(7))
         except ValueError as error:
             messages.append(str(error))
         else:
-            np.testing.assert_array_equal(read.frames, original.frames)
-            np.testing.assert_array_equal(read.labels, original.labels)
+            np.testing.assert_array_equal(frames, original.frames)
+            for name in ("labels", "index", "lengths", "events", "durations"):
+                np.testing.assert_array_equal(getattr(read, name), getattr(original, name))
             assert read.info == original.info
     assert len(messages) > 20
     assert all(message.startswith(str(flipped)) for message in messages)
+
+
+def test_a_flip_in_a_mapped_frame_is_found_at_that_recording_only(packed):
+    data = PackedFrames(packed, "train")
+    content = bytearray(packed.read_bytes())
+    place = content.find(data.frames[3].tobytes())
+    content[place + 5] ^= 4
+    packed.write_bytes(content)
+    damaged = PackedFrames(packed, "train")
+    damaged.batch([0, 1, 2, 4, 5, 6])
+    with pytest.raises(ValueError, match=re.escape(f"{packed}: train: recording 3: expected frames of CRC-32 ")):
+        damaged[3]
+    with pytest.raises(ValueError, match="recording 3"):
+        damaged.check()
+
+
+def test_gzip_and_mapped_files_hold_the_same(packed, recipe, tmp_path):
+    write_store(tmp_path / "small.h5", recipe, random_splits(recipe)[1], compression="gzip")
+    mapped, small = PackedFrames(packed, "test"), PackedFrames(tmp_path / "small.h5", "test")
+    assert isinstance(mapped.frames, np.memmap)
+    assert not isinstance(small.frames, np.memmap)
+    np.testing.assert_array_equal(mapped.frames, small.frames)
+    for data in (mapped, small):
+        assert [w.tolist() for w, _ in data] == [w.tolist() for w, _ in mapped]
+    with pytest.raises(ValueError, match="compression: expected one of none, gzip, got 'lz4'"):
+        write_store(tmp_path / "x.h5", recipe, random_splits(recipe)[1], compression="lz4")
+
+
+def test_what_is_done_to_frames_never_reaches_the_file(packed):
+    before = packed.read_bytes()
+    data = PackedFrames(packed, "train")
+    data.batch([0, 1])[:] = 7
+    data.frames[:] = -1
+    del data
+    assert packed.read_bytes() == before
+
+
+def test_a_copy_for_another_process_maps_the_file_anew(packed):
+    data = PackedFrames(packed, "train")
+    state = data.__getstate__()
+    assert not any(isinstance(value, np.memmap) for value in state.values())
+    twin = PackedFrames.__new__(PackedFrames)
+    twin.__setstate__(state)
+    np.testing.assert_array_equal(twin.frames, data.frames)
+    assert isinstance(twin.frames, np.memmap)
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, recipe, monkeypatch):
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 100))
+    with pytest.raises(OSError, match=r"a\.h5: expected 0\.00 GB of free disk space for the frames, got 0\.00 GB"):
+        write_store(tmp_path / "a.h5", recipe, random_splits(recipe)[1])
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_file_says_how_to_make_it(tmp_path):
@@ -249,11 +298,25 @@ def put(index, value):
     return change
 
 
+def write_with_crc(split, recording, word):
+    """Put a word at the end of a recording's frames, and the checksum that goes with it."""
+
+    def edit(file):
+        frames, crc = file[f"{split}/frames"][()], file[f"{split}/crc"][()]
+        frames[recording, -1, -1] = word
+        crc[recording] = zlib.crc32(frames[recording])
+        for name, data in (("frames", frames), ("crc", crc)):
+            del file[f"{split}/{name}"]
+            file[f"{split}/{name}"] = data
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (set_attribute("schema", 99), "expected schema 1, got 99; make the file again"),
-        (drop_attribute("schema"), "expected schema 1, got None"),
+        (set_attribute("schema", 99), "expected schema 2, got 99; make the file again"),
+        (drop_attribute("schema"), "expected schema 2, got None"),
         (
             set_attribute("format", "other"),
             "expected a packed file (attribute format = 'tbnn-frames'), got format = 'other'",
@@ -281,7 +344,7 @@ def put(index, value):
         (lambda f: f.__delitem__("validation"), "expected a group 'validation', got none (the file has: test, train)"),
         (
             lambda f: f.__delitem__("test/labels"),
-            "/test/labels: expected a dataset, got none (the group has: frames, index)",
+            "/test/labels: expected a dataset, got none (the group has: crc, durations, events, frames, index, lengths)",
         ),
         (replace("train/labels", put(2, 2)), "train/labels: expected 0..1, got 2 at 2"),
         (replace("train/labels", put(3, -1)), "train/labels: expected 0..1, got -1 at 3"),
@@ -293,11 +356,15 @@ def put(index, value):
         (replace("test/index", lambda a: a[:-1]), "test/index: expected int64 (4,), got int64 (3,)"),
         (replace("train/frames", lambda a: a.astype(np.int64)), "train/frames: expected int32 (7, 5, 2), by labels"),
         (replace("train/frames", lambda a: a[..., :1]), "train/frames: expected int32 (7, 5, 2), by labels"),
+        (replace("train/frames", put((6, 4, 1), 1 << 10)), "train: recording 6: expected frames of CRC-32 "),
         (
-            replace("train/frames", put((6, 4, 1), 1 << 10)),
-            "train/frames: expected zeros past bit 42 of a frame, got ones",
+            write_with_crc("train", 6, 1 << 10),
+            "train: recording 6: expected zeros past bit 42 of a frame, got ones",
         ),
-        (replace("train/frames", put((0, 0, 1), -(1 << 31))), "train/frames: expected zeros past bit 42 of a frame"),
+        (write_with_crc("train", 0, -(1 << 31)), "train: recording 0: expected zeros past bit 42 of a frame"),
+        (replace("train/lengths", put(2, 6)), "train/lengths: expected 1..5, got 6 at 2"),
+        (replace("train/lengths", put(1, 0)), "train/lengths: expected 1..5, got 0 at 1"),
+        (replace("train/crc", lambda a: a.astype(np.int64)), "train/crc: expected uint32 (7,), got int64 (7,)"),
     ],
 )
 def test_wrong_content_is_named(packed, tmp_path, edit, message):
@@ -306,29 +373,22 @@ def test_wrong_content_is_named(packed, tmp_path, edit, message):
     with h5py.File(path, "r+") as file:
         edit(file)
     with pytest.raises(ValueError, match="^" + re.escape(f"{path}: {message}")):
-        PackedFrames(path, "train")
+        PackedFrames(path, "train").check()
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("frames", "labels", "message"),
     [
-        ({"labels": np.full(7, 2)}, "train/labels: expected 0..1, got 2 at 0"),
-        ({"frames": np.zeros((7, 4, 2), np.int32)}, "train/frames: expected int32 (7, 5, 2)"),
-        ({"frames": np.full((7, 5, 2), -1, np.int32)}, "train/frames: expected zeros past bit 42"),
-        ({"frames": np.zeros((7, 5, 2), np.int64)}, "train/frames: expected int32 (7, 5, 2)"),
-        ({"index": np.zeros(6, np.int64)}, "train/index: expected int64 (7,), got int64 (6,)"),
-        (
-            {
-                name: np.zeros((0, 5, 2)[: 3 if name == "frames" else 1], np.int64)
-                for name in ("frames", "labels", "index")
-            },
-            "train: expected at least one recording, got none",
-        ),
+        (np.zeros((7, 5, 2), np.int32), np.full(7, 2), "train/labels: expected 0..1, got 2 at 0"),
+        (np.zeros((7, 4, 2), np.int32), np.zeros(7, int), "train: recording 0: expected int32 (5, 2)"),
+        (np.full((7, 5, 2), -1, np.int32), np.zeros(7, int), "train: recording 0: expected zeros past bit 42"),
+        (np.zeros((7, 5, 2), np.int64), np.zeros(7, int), "train: recording 0: expected int32 (5, 2)"),
+        (np.zeros((0, 5, 2), np.int32), np.zeros(0, int), "train: expected at least one recording, got none"),
     ],
 )
-def test_wrong_arrays_are_not_written(tmp_path, recipe, change, message):
+def test_wrong_arrays_are_not_written(tmp_path, recipe, frames, labels, message):
     splits = random_splits(recipe)[1]
-    splits["train"] = dataclasses.replace(splits["train"], **change)
+    splits["train"] = PackedSplit.of(frames, labels)
     with pytest.raises(ValueError, match=re.escape(message)):
         write_store(tmp_path / "a.h5", recipe, splits)
     assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tbnn.data import Augment
 from tbnn.train import Diverged, ModelConfig, TrainConfig, load_run, loop, train
 from tbnn.train.log import read_metrics
 from tbnn.train.work import evaluate_run
@@ -20,7 +21,7 @@ def weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
 
 
 def without_times(folder: Path) -> list[dict[str, float]]:
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(folder)]
+    return [{name: value for name, value in row.items() if name not in ("seconds", "waited")} for row in read_metrics(folder)]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_learns_to_tell_the_halves(config: TrainConfig, model: ModelConfig) -> N
 
 
 def test_same_seed_same_numbers_other_seed_other_numbers(config: TrainConfig, tmp_path: Path) -> None:
-    data = replace(config.data, shift=1, drop=0.1)
+    data = replace(config.data, augment=Augment(shift=1, drop=0.1, cut_mix=0.5))
     folders = [
         train(replace(config, data=data, seed=seed, output=str(tmp_path / name)), quiet=True)
         for name, seed in (("a", 5), ("b", 5), ("c", 6))

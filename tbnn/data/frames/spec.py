@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tbnn.data.events import Sensor
+from tbnn.data.events import LAST_TIME, Sensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class FrameSpec:
         bin_width: duration of a frame in microseconds.
         bins: number of frames, whatever a recording's duration.
         count: events in a frame.
-        steps: number of frames T; goes with ``bin_width`` and ``count``; frames past the recording's end are zeros.
+        steps: number of frames T; goes with ``bin_width`` and ``count``. Frames past the recording's end are zeros, but
+            a time surface over time bins fades.
         hop: from one frame's start to the next one's, microseconds or events; default: no overlap, no gap.
         start: time bins count from "zero", the recording's start, or from its "first" event.
         late: what becomes of events past the last frame, with ``bin_width`` and ``count``: "error" or "cut".
@@ -32,10 +33,12 @@ class FrameSpec:
         planes: a pixel's count, no higher than 2^planes - 1, as that many bits; channel ``plane * C + c``, the lowest
             bit first.
         tau, level: a time surface instead of the frame's own events: exp(-(t_end - t_last) / tau) >= level sets the bit,
-            t_last the time of the pixel's last event before the frame's end t_end; microseconds.
+            t_last the time of the pixel's last event before the frame's end t_end; microseconds. With ``count`` t_end is
+            the time of the frame's last event, which counts itself; a frame past the recording's end has none. The
+            comparison is made as t_end - t_last <= floor(-tau * ln(level)), the ``horizon``.
 
     Raises:
-        ValueError: for settings that contradict each other or are out of range.
+        ValueError: for settings that contradict each other, are out of range or not whole numbers.
     """
 
     bin_width: int | None = None
@@ -57,8 +60,10 @@ class FrameSpec:
         given = [key for key, value in cuts.items() if value is not None]
         if len(given) != 1:
             raise ValueError(f"bin_width, bins, count: expected exactly one of them, got {', '.join(given) or 'none'}")
-        for key in ("bin_width", "bins", "count", "steps", "hop", "at_least"):
+        for key in ("bin_width", "bins", "count", "steps", "hop", "at_least", "planes"):
             value = getattr(self, key)
+            if value is not None and (not isinstance(value, int | np.integer) or isinstance(value, bool)):
+                raise ValueError(f"{key}: expected a whole number, got {value!r}")
             if value is not None and value < 1:
                 raise ValueError(f"{key}: expected at least 1, got {value}")
         if self.bins is None and self.steps is None:
@@ -72,11 +77,20 @@ class FrameSpec:
         ):
             if getattr(self, key) not in choices:
                 raise ValueError(f"{key}: expected {' or '.join(choices)}, got {getattr(self, key)!r}")
-        if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"size: expected a height and a width of at least 1, got {self.size}")
-        if not 1 <= self.planes <= 8:
+        if self.frames * self.stride + (self.bin_width or self.count or 0) >= LAST_TIME:
+            raise ValueError(f"steps: expected frames that end before 2^62, got {self.frames} of {cuts[given[0]]}")
+        self._check_size()
+        if self.planes > 8:
             raise ValueError(f"planes: expected 1 to 8, got {self.planes}")
         self._check_surface()
+
+    def _check_size(self) -> None:
+        if self.size is None:
+            return
+        size = tuple(self.size)
+        if len(size) != 2 or any(not isinstance(side, int | np.integer) or side < 1 for side in size):
+            raise ValueError(f"size: expected a height and a width of at least 1, got {self.size}")
+        object.__setattr__(self, "size", size)  # a list, as files hold it, has no hash
 
     def _check_surface(self) -> None:
         if (self.tau is None) != (self.level is None):
@@ -87,6 +101,8 @@ class FrameSpec:
             raise ValueError(f"level: expected a value in (0, 1), got {self.level}")
         if sum((self.planes > 1, self.at_least > 1, self.tau is not None)) > 1:
             raise ValueError("at_least, planes, tau: expected one of them at most, got several")
+        if self.tau is not None and self.horizon < 1:
+            raise ValueError(f"tau, level: expected -tau * ln(level) of at least 1 us, got {self.tau} and {self.level}")
 
     @property
     def frames(self) -> int:
@@ -103,7 +119,7 @@ class FrameSpec:
         """Time surfaces: an event sets its bit in frames that end up to this many microseconds later."""
         if self.tau is None or self.level is None:
             raise ValueError("horizon: expected a time surface (tau and level), got none")
-        return int(np.floor(-self.tau * np.log(self.level)))
+        return min(int(-self.tau * np.log(self.level)), LAST_TIME)
 
     def shape(self, sensor: tuple[int, int, int]) -> Sensor:
         """The shape of a frame of a ``sensor`` (C, H, W)."""
@@ -115,14 +131,14 @@ class FrameSpec:
         return Sensor((1 if self.polarity == "merge" else channels) * self.planes, height, width)
 
     def covered(self, t: npt.NDArray[np.integer]) -> int:
-        """How many frames the recording with event times ``t`` (E,), in order, reaches into: 1 .. T."""
+        """How many frames begin before the recording with event times ``t`` (E,), in order, ends: 1 .. T."""
         if self.bins is not None:
             return self.bins
         last = len(t) - 1 if self.count is not None else int(t[-1]) - (int(t[0]) if self.start == "first" else 0)
         return min(last // self.stride + 1, self.frames)
 
     def replace(self, **changes: object) -> "FrameSpec":
-        """Other settings; giving one way to cut, or a size, drops what it contradicts.
+        """Other settings; giving one way to cut drops the other and the hop.
 
         >>> FrameSpec(bin_width=1000, steps=20).replace(bins=10)
         FrameSpec(bins=10)

@@ -1,0 +1,80 @@
+"""Truncated and altered files: an error that names the file, or data that fit the recipe; nothing else."""
+
+import gzip
+
+import numpy as np
+import pytest
+from write_sources import a_recipe, random_events, write_events_hdf5, write_idx, write_ntidigits, write_spikes
+
+from tbnn.data.events import check_events
+from tbnn.data.recipe import Layout
+from tbnn.data.sources import open_source
+
+
+def small_events(path):
+    rng = np.random.default_rng(0)
+    recordings = [random_events(rng, (2, 3, 7), 9) for _ in range(6)]
+    write_events_hdf5(path, {"train": (recordings, [0, 1] * 3)}, chunks=(16,), compression="gzip")
+    return a_recipe("events-hdf5", (2, 3, 7), ("a", "b"), Layout(train=path.name))
+
+
+def small_spikes(path):
+    rng = np.random.default_rng(0)
+    trains = [(np.sort(rng.random(9)), rng.integers(0, 700, 9)) for _ in range(4)]
+    write_spikes(path, trains, [0, 1, 0, 1], ["a", "b"], [1, 2, 1, 2])
+    return a_recipe("spikes-hdf5", (1, 1, 700), ("a", "b"), Layout(train=path.name))
+
+
+def small_ntidigits(path):
+    rng = np.random.default_rng(0)
+    names = ["man-ae-a-1", "man-ae-a-2", "woman-b-a-1", "woman-b-a-12"]
+    write_ntidigits(path, {"train": {n: (np.sort(rng.random(9)), rng.integers(0, 64, 9)) for n in names}})
+    return a_recipe("ntidigits-hdf5", (1, 1, 64), ("1", "2"), Layout(train=path.name))
+
+
+def small_idx(path):
+    rng = np.random.default_rng(0)
+    write_idx(path, rng.integers(0, 256, (3, 28, 28)).astype(np.uint8))
+    write_idx(path.with_name("labels-idx1"), np.array([0, 1, 2], np.uint8))
+    return a_recipe("smnist", (1, 1, 99), ("a", "b", "c"), Layout(train=path.name))
+
+
+def small_gzip(path):
+    recipe = small_idx(path)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    return recipe
+
+
+def damaged(data, rng):
+    """A copy cut short, or with one to eight bits or bytes changed, mostly near the start."""
+    if rng.random() < 0.25:
+        return data[: rng.integers(len(data))]
+    out = bytearray(data)
+    reach = len(out) if rng.random() < 0.5 else min(len(out), 3000)
+    for at in rng.integers(0, reach, rng.integers(1, 9)):
+        out[at] = rng.choice([out[at] ^ (1 << rng.integers(8)), 0, 255, rng.integers(256)])
+    return bytes(out)
+
+
+@pytest.mark.parametrize("write", [small_events, small_spikes, small_ntidigits, small_idx, small_gzip])
+def test_damaged_copies(tmp_path, write):
+    path = tmp_path / "images-idx3"
+    recipe = write(path)
+    data = path.read_bytes()
+    whole = open_source(recipe, tmp_path)["train"]
+    assert all(len(whole.read(i)) for i in range(len(whole)))
+    rng = np.random.default_rng(5)
+    refused = 0
+    for _ in range(120):
+        path.write_bytes(damaged(data, rng))
+        try:
+            train = open_source(recipe, tmp_path)["train"]
+            assert len(train.labels) == len(train.index) == len(train.names)
+            assert train.labels.min() >= 0
+            assert train.labels.max() < len(recipe.classes)
+            for i in range(min(len(train), 10)):
+                check_events(train.read(i), recipe.sensor, "a recording that was let through")
+        except (ValueError, FileNotFoundError) as error:
+            assert str(error).startswith(str(tmp_path)), error
+            refused += 1
+    assert refused > 20
