@@ -222,9 +222,9 @@ def _list_datasets() -> None:
     from tbnn.data import available
 
     for name, recipe in available().items():
-        c, h, w = recipe.frame_sensor
+        shape = "x".join(map(str, recipe.frame_sensor))
         console.print(
-            f"{name:14} {len(recipe.classes):3} classes  {c}x{h}x{w}  {recipe.frames.frames:4} steps  {recipe.title}"
+            f"{name:14} {len(recipe.classes):3} classes  {shape:>9}  {recipe.frames.frames:4} steps  {recipe.title}"
         )
 
 

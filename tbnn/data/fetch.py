@@ -47,6 +47,9 @@ def fetch(recipe: Recipe, folder: Path, *, download: bool = True) -> None:
         ValueError: a file has another checksum or is no archive; the message shows both values.
         OSError: the disk has no room.
     """
+    train = recipe.layout.train if recipe.layout else ""
+    if train and not recipe.files and not any(folder.glob(train)):
+        raise FileNotFoundError(_by_hand(recipe, train, folder))
     for file in recipe.files:
         if file.unpacks and (folder / file.unpacks).exists():
             continue
@@ -78,13 +81,20 @@ def _get(recipe: Recipe, file: SourceFile, path: Path, download: bool) -> None:
             continue
         part.replace(path)
         return
-    steps = recipe.manual or f"get {PurePosixPath(file.path).name} from {recipe.source}"
     tried = "".join(f"\n  {problem}" for problem in problems)
-    raise FileNotFoundError(
-        f"{recipe.name}: expected the file {file.path}, looked in {path.parent}, found no such file. By hand: {steps}; "
-        f"put it at {path}, or name the folder that holds {file.path} with --source FOLDER (of `tbnn train`: "
-        f"--data.source FOLDER, in Python: source=FOLDER).{tried}"
+    raise FileNotFoundError(_by_hand(recipe, file.path, path.parent) + tried)
+
+
+def _by_hand(recipe: Recipe, missing: str, folder: Path) -> str:
+    """What to say when something is neither there nor to be had."""
+    what = f"{recipe.name}: expected {missing}, looked in {folder}, found no such file. By hand:"
+    where = (
+        f"put it at {folder / PurePosixPath(missing).name}, or name the folder that holds {missing} with --source FOLDER "
+        "(of `tbnn train`: --data.source FOLDER, in Python: source=FOLDER)."
     )
+    if not recipe.manual:
+        return f"{what} get {PurePosixPath(missing).name} from {recipe.source}; {where}"
+    return f"{what}\n\n{recipe.manual.strip()}\n\nThe dataset's folder is {folder}; {where}"
 
 
 def _download(url: str, part: Path, file: SourceFile) -> None:

@@ -120,7 +120,7 @@ def _check_same(path: str | Path, descriptor: int) -> None:
         raise ValueError(f"{path}: expected one file that grows, but it was removed or another one took its name")
 
 
-def _check_order(t: npt.NDArray[np.int64], last: int | None, where: str) -> None:
+def _check_order(t: npt.NDArray[np.integer], last: int | None, where: str) -> None:
     before = t[0] if last is None else last
     backward = np.flatnonzero(np.diff(t, prepend=before) < 0)
     if backward.size:

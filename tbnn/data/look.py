@@ -13,7 +13,8 @@ from tbnn.files import replacing
 ABREAST = 4  # recordings in one animation
 _LEAST_SIDE = 160  # pixels of the picture
 _LEAST_MS = 40  # a frame; faster ones are shown slower than life
-_GAP = 2
+_MOST_WIDTH = 1024
+_GAP = 8
 _MOST_COLUMNS = 256  # of time, in an animation of a sensor without image
 _MOST_PICTURES = 64
 
@@ -50,10 +51,11 @@ def _animate(data: PackedFrames, which: npt.NDArray[np.integer]) -> npt.NDArray[
     """RGB pictures (T, h, w, 3) of recordings: images side by side, others one above the other."""
     image = is_image(data)
     shots = [_moving(frames) if image else _growing(frames) for frames in (recording(data, i) for i in which)]
-    scale = max(1, -(-_LEAST_SIDE // min(shots[0].shape[1:3])))
+    height, width = shots[0].shape[1:3]
+    scale = max(1, min(-(-_LEAST_SIDE // min(height, width)), _MOST_WIDTH // width))
     large = [shot.repeat(scale, 1).repeat(scale, 2) for shot in shots]
     gap_shape = list(large[0].shape)
-    gap_shape[2 if image else 1] = _GAP * scale
+    gap_shape[2 if image else 1] = _GAP
     gap = np.full(gap_shape, 200, np.uint8)
     return np.concatenate([part for shot in large for part in (shot, gap)][:-1], axis=2 if image else 1)
 

@@ -63,7 +63,9 @@ def statistics(path: str | Path, out_png: str | Path) -> None:
         bottom += count
     balance.set_xlabel("class")
     if len(classes) <= 15:
-        balance.set_xticks(classes, splits[0].info.classes, rotation=40, ha="right", fontsize=7)
+        crowded = sum(map(len, splits[0].info.classes)) > 40
+        style = {"rotation": 40, "ha": "right"} if crowded else {}
+        balance.set_xticks(classes, splits[0].info.classes, fontsize=7, **style)
     balance.legend(fontsize=8)
     _draw_density(density, splits[0])
     save(figure, out_png)
@@ -71,12 +73,15 @@ def statistics(path: str | Path, out_png: str | Path) -> None:
 
 def _draw_density(axis: "Axes", data: PackedFrames) -> None:
     """Share of the bits that are 1, over the steps: median and quartiles of up to 200 recordings."""
+    from matplotlib.ticker import MaxNLocator
+
     some = data.batch(np.linspace(0, len(data) - 1, min(200, len(data))).astype(np.int64))
     density = 100 * np.bitwise_count(some.view(np.uint32)).sum(2) / data.info.bits
     low, middle, high = np.percentile(density, (25, 50, 75), axis=0)
     steps = np.arange(data.info.steps)
     axis.fill_between(steps, low, high, alpha=0.3, step="mid")
     axis.step(steps, middle, where="mid")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("step")
     axis.set_ylabel("% of the bits set")
     axis.set_ylim(bottom=0)

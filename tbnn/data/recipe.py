@@ -19,7 +19,7 @@ SCHEMA = 2  # of the packed file; raise it too when the same recipe comes to giv
 SPLITS = ("train", "validation", "test")
 GENERATED = {"digits-camera": ("camera", "scene"), "moving-shapes": ("camera", "shapes"), "randman": ("randman",)}
 GIVEN = "recordings"  # handed to pack_recordings() by a program
-FILES = ("events-hdf5", "bits-hdf5", "spikes-hdf5", "ntidigits-hdf5", "folders", "dvsgesture", "smnist", "braille-json")
+FILES = ("events-hdf5", "bits-hdf5", "spikes-hdf5", "ntidigits-hdf5", "folders", "dvsgesture", "smnist")
 READERS = ("bin", "aedat2", "aedat3", "aedat4", "dat", "evt2", "evt3", "npy", "mat")
 
 

@@ -92,7 +92,7 @@ class FrameStream:
 
     def _restart(self) -> None:
         self.frame = self.skipped = 0
-        self._room = Columns(*(np.empty(0, dtype) for dtype in self._types))
+        self._room = Columns._make(np.empty(0, dtype) for dtype in self._types)
         self._begin = self._end = 0  # of the events held in that room
         self._passed = 0  # events before those held
         self._origin = 0
@@ -135,7 +135,7 @@ class FrameStream:
 
     def flush(self) -> Words:
         """The frames that have begun and wait for more events, int32 (k, W); the next push begins a new stream."""
-        held = Columns(*(column[self._begin : self._end] for column in self._room))
+        held = Columns._make(column[self._begin : self._end] for column in self._room)
         if self._last is None:
             return np.zeros((0, self._tables.words), np.int32)
         reached = self._passed + len(held.t) - 1 if self.spec.count is not None else self._last - self._origin
@@ -143,7 +143,6 @@ class FrameStream:
         if self._drop:
             lo = np.maximum(lo, hi - self.max_events)
         words = self._fill(held, lo, hi, len(held.t))
-        self._restart()
         return words
 
     def _append(self, new: Columns) -> Columns:
@@ -151,14 +150,14 @@ class FrameStream:
         held = self._end - self._begin
         if self._end + len(new.t) > len(self._room.t):
             size = 2 * (held + len(new.t))
-            room = Columns(*(np.empty(size, dtype) for dtype in self._types))
+            room = Columns._make(np.empty(size, dtype) for dtype in self._types)
             for column, old in zip(room, self._room, strict=True):
                 column[:held] = old[self._begin : self._end]
             self._room, self._begin, self._end = room, 0, held
         end = self._end + len(new.t)
         for column, fresh in zip(self._room, new, strict=True):
             column[self._end : end] = fresh
-        return Columns(*(column[self._begin : end] for column in self._room))
+        return Columns._make(column[self._begin : end] for column in self._room)
 
     def _window(self) -> tuple[int, int]:
         """Where frame 0's window begins and its length, microseconds; a time surface looks back from its frame's end."""

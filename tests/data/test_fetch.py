@@ -148,8 +148,9 @@ def test_no_network_says_what_to_get_and_where_to_put_it(wants, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         fetch(recipe, tmp_path)
     message = str(error.value)
-    assert "tiny: expected the file a.bin, looked in" in message
-    assert f"By hand: open example.org/data and take a.bin (5 GB); put it at {tmp_path / 'a.bin'}" in message
+    assert "tiny: expected a.bin, looked in" in message
+    assert "By hand:\n\nopen example.org/data and take a.bin (5 GB)\n\nThe dataset's folder is" in message
+    assert f"put it at {tmp_path / 'a.bin'}, or name the folder that holds a.bin with --source FOLDER" in message
     assert re.search(r"http://127\.0\.0\.1:9/a\.bin: .*(refused|Errno)", message)
     assert not list(tmp_path.iterdir())
 
@@ -160,6 +161,15 @@ def test_a_host_that_refuses_is_not_asked_for_ever(wants, server, tmp_path, stat
     with pytest.raises(FileNotFoundError, match=f"HTTP {status}"):
         fetch(wants(), tmp_path)
     assert len(server.asked) == times
+
+
+def test_folders_without_a_known_archive_say_what_to_do_by_hand(recipe, tmp_path):
+    recipe = replace(recipe, files=(), layout=replace(recipe.layout, train="cars/*.dat"), manual="Fill in the form.")
+    with pytest.raises(FileNotFoundError, match=r"tiny: expected cars/\*\.dat, looked in .*\n\nFill in the form\.\n\n"):
+        fetch(recipe, tmp_path)
+    (tmp_path / "cars").mkdir()
+    (tmp_path / "cars/1.dat").touch()
+    fetch(recipe, tmp_path)
 
 
 def test_nothing_is_downloaded_when_told_so(wants, server, tmp_path):

@@ -99,7 +99,7 @@ def test_missing_source_says_which_where_and_how(events_source, tmp_path):
         with pytest.raises(FileNotFoundError) as error:
             make(toml, source=source, cache=tmp_path / "cache")
         message = str(error.value)
-        assert message.startswith(f"tiny: expected the file tiny.h5, looked in {looked}, found no such file. By hand: get")
+        assert message.startswith(f"tiny: expected tiny.h5, looked in {looked}, found no such file. By hand: get")
         assert f"put it at {looked / 'tiny.h5'}, or name the folder that holds tiny.h5 with --source FOLDER" in message
         assert not (tmp_path / "cache").exists()
 

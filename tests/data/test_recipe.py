@@ -9,25 +9,52 @@ from tbnn.data import EventCamera, available, load_recipe
 from tbnn.data import recipe as module
 from tbnn.data.digits import Scene
 from tbnn.data.events import Sensor
-from tbnn.data.recipe import Split, recipe_hash, recipes_folder
+from tbnn.data.frames import FrameSpec
+from tbnn.data.recipe import FILES, GENERATED, Layout, SourceFile, Split, recipe_hash
+from tbnn.data.recipe_toml import recipes_folder
 
 
 def shipped(name):
     return (recipes_folder() / f"{name}.toml").read_text()
 
 
+NAMES = """asldvs braille27 braille7 cifar10dvs digits dvsgesture dvslip moving_shapes ncaltech101 ncars nmnist nmnist_small
+ntidigits pokerdvs randman shd smnist ssc""".split()
+
+
 def test_shipped_recipes():
     recipes = available()
-    assert list(recipes) == ["braille7", "digits", "nmnist_small"]
+    assert list(recipes) == NAMES
     assert {path.stem for path in recipes_folder().glob("*.toml")} == set(recipes)
     for name, recipe in recipes.items():
         assert load_recipe(name) == recipe
         assert recipe.licence
-        assert recipe.citation
-        assert bool(recipe.sha256) == bool(recipe.file)
-    assert recipes["nmnist_small"].sensor.bits == 2312
-    assert recipes["braille7"].sensor == (48, 1, 1)
+        assert recipe.citation or name == "moving_shapes"  # ours
+        assert recipe.description.strip()
+        if recipe.format not in GENERATED:
+            assert recipe.manual or all(file.urls for file in recipe.files) or name in ("nmnist_small", "braille7")
+    assert recipes["nmnist_small"].frame_sensor.bits == 2312
+    assert recipes["braille7"].frame_sensor == (48, 1, 1)
     assert recipes["digits"].scene == Scene(background=0.1, sweep=4.0, saccade=100_000, frame_interval=5_000)
+
+
+def test_two_recipes_of_one_name(tmp_path):
+    (tmp_path / "a.toml").write_text(shipped("digits"))
+    assert list(available(tmp_path)) == ["digits"]
+    (tmp_path / "b.toml").write_text(shipped("digits").replace("bins", "bins"))
+    with pytest.raises(ValueError, match=r"b\.toml: name: expected one of its own, got 'digits' as in .*a\.toml"):
+        available(tmp_path)
+
+
+def test_a_recipe_of_ones_own_may_not_bear_a_shipped_name(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(shipped("digits"))
+    assert load_recipe(path) == load_recipe("digits")
+    path.write_text(shipped("digits").replace("seed = 1", "seed = 2"))
+    with pytest.raises(ValueError, match=r"mine\.toml: name: expected one of its own, got 'digits', the name of a shipped"):
+        load_recipe(path)
+    path.write_text(path.read_text().replace('name = "digits"', 'name = "my_digits"'))
+    assert load_recipe(path).split.seed == 2
 
 
 def test_reads_what_is_written(events_source, recipe):
@@ -39,43 +66,46 @@ def test_reads_what_is_written(events_source, recipe):
     ("name", "old", "new", "message"),
     [
         ("digits", 'title = "', 'titel = "', "titel: unknown key; expected one of name, title, description"),
-        ("digits", "steps = 20", "", "steps: expected this key, found it missing"),
-        ("digits", "steps = 20", 'steps = "20"', "steps: expected an integer, got '20'"),
-        ("digits", "steps = 20", "steps = 20.0", "steps: expected an integer, got 20.0"),
-        ("digits", "steps = 20", "steps = true", "steps: expected an integer, got True"),
-        ("digits", "steps = 20", "steps = 0", "steps: expected at least 1, got 0"),
-        ("digits", "steps = 20", "steps = 10", "steps: expected frames for 300000 us, got 10 of 15000 us"),
+        ("digits", "steps = 20", "", "frames.steps: expected the number of frames with bin_width, got none"),
+        ("digits", "steps = 20", 'steps = "20"', "frames.steps: expected an integer, got '20'"),
+        ("digits", "steps = 20", "steps = 20.0", "frames.steps: expected an integer, got 20.0"),
+        ("digits", "steps = 20", "steps = true", "frames.steps: expected an integer, got True"),
+        ("digits", "steps = 20", "steps = 0", "frames.steps: expected at least 1, got 0"),
+        ("digits", "steps = 20", "steps = 10", "frames.steps: expected frames for 300000 us, got 150000 us"),
+        ("digits", "steps = 20", "steps = 20\nsize = [30, 3]", "size: expected at most the sensor's (20, 20), got (30, 3)"),
+        ("digits", "steps = 20", "steps = 20\nsize = [3]", "frames.size: expected a list of 2, got [3]"),
+        ("digits", "steps = 20", "steps = 20\nbins = 3", "frames.bin_width, bins, count: expected exactly one of them, got"),
         ("digits", "mismatch = 0.03", "mismatch = -0.03", "camera.mismatch: expected 0 or more, got -0.03"),
         ("digits", "mismatch = 0.03", "mismatch = nan", "camera.mismatch: expected a finite number, got nan"),
         ("digits", "mismatch = 0.03", "mismach = 0.03", "camera.mismach: unknown key; expected one of threshold_on"),
         ("digits", "height = 20\n", "", "sensor.height: expected this key, found it missing"),
         ("digits", "height = 20\n", "height = -2\n", "sensor.height: expected at least 1, got -2"),
         ("digits", "frame_interval = 5_000", "frame_interval = 3", "scene.frame_interval: expected a divisor of"),
-        ("digits", "validation = 0.2", "validation = 1.0", "split.validation: expected a fraction in (0, 1), got 1.0"),
+        ("digits", "validation = 0.2", "validation = 1.0", "split.validation: expected a fraction in [0, 1), got 1.0"),
+        ("digits", "validation = 0.2", "validation = 0", "split.validation: expected a fraction above 0, got 0.0"),
+        ("digits", "seed = 1", 'seed = 1\nrule = "first"', "split.rule: expected random or hash, got 'first'"),
+        ("digits", "seed = 1", "seed = 1\nby_group = 1", "split.by_group: expected true or false, got 1"),
         ("digits", "test = 0.167\n", "", "split.test: expected a fraction above 0, got 0.0"),
         ("digits", "seed = 1", "seed = -1", "split.seed: expected 0 or more, got -1"),
         ("digits", "[camera]", "[camara]", "camara: unknown key"),
-        ("digits", 'time_unit = "us"', 'time_unit = "ms"', "time_unit: expected 'us', got 'ms'"),
-        ("digits", '"0", "1"', '"0", 1', "classes: expected a list of text, got ['0', 1,"),
+        ("digits", '"0", "1"', '"0", 1', "classes[1]: expected text, got 1"),
         ("digits", '"0", "1"', '"0", "0"', "classes: expected two or more different names, got ['0', '0',"),
         ("digits", 'name = "digits"', 'name = "../x"', "name: expected letters, digits, '_' and '-', got '../x'"),
-        ("digits", "steps = 20", "stack = 2\nsteps = 20", "stack, source_step: expected none for digits-camera"),
-        ("digits", '"digits-camera"', '"video"', "format: expected one of events-hdf5, bits-hdf5, digits-camera, got"),
+        ("digits", "classes = ", "stack = 2\nclasses = ", "stack, source_step: expected none for digits-camera"),
+        ("digits", '"digits-camera"', '"video"', "format: expected one of events-hdf5, bits-hdf5, "),
         ("digits", "steps = 20", "steps = ", "Invalid value (at line"),
-        ("braille7", "stack = 4", "stack = 5", "stack: expected a divisor of 48 channels, got 5"),
-        ("braille7", "stack = 4", "stack = 2", "bin_width: expected source_step * stack = 10000, got 20000"),
-        ("braille7", "source_step = 5_000\n", "", "bin_width: expected source_step * stack = 0, got 20000"),
-        ("nmnist_small", 'file = "', 'file = "/', "file: expected a relative path below the source folder, got '/nm"),
-        ("nmnist_small", 'file = "', 'file = "../', "file: expected a relative path below the source folder, got '.."),
-        ("nmnist_small", 'sha256 = "', 'sha256 = "z', "sha256: expected 64 lower-case hexadecimal digits, got 'z"),
+        ("digits", "[sensor]", '[layout]\ntrain = "x"\n[sensor]', "layout, files: expected none for digits-camera"),
+        ("braille7", "stack = 4", "stack = 2", "frames: expected bin_width = source_step * stack and steps alone, got"),
+        ("braille7", "source_step = 5_000\n", "", "bin_width, bins, count: expected exactly one of them, got none"),
+        ("nmnist_small", 'path = "', 'path = "/', "files[0].path: expected a relative path below the dataset's folder, got '/n"),
+        ("nmnist_small", 'train = "', 'train = "../', "layout.train: expected a relative path below the dataset's folder, got '.."),
+        ("nmnist_small", 'sha256 = "', 'sha256 = "z', "files[0].sha256: expected 64 lower-case hexadecimal digits, got 'z"),
         ("nmnist_small", "[sensor]", "[scene]\n[sensor]", "scene: expected no table for events-hdf5"),
-        (
-            "nmnist_small",
-            "seed = 1",
-            "seed = 1\ntest = 0.1",
-            "split.test: expected 0, the source has a test set, got 0.1",
-        ),
+        ("nmnist_small", "seed = 1", "seed = 1\ntest = 0.1", "split.test: expected 0, the source has its own set, got 0.1"),
         ("nmnist_small", 'licence = "', 'licence = ""#', "licence: expected some text, got ''"),
+        ("nmnist", 'reader = "bin"', 'reader = "bim"', "layout.reader: expected one of bin, aedat2, aedat3, aedat4, dat"),
+        ("nmnist", 'reader = "bin"', "", "layout.reader: expected it with format folders only, got format folders"),
+        ("nmnist", 'urls = ["https://', 'urls = ["smb://', "files[0].urls: expected http, https or ftp addresses, got 'smb://"),
     ],
 )
 def test_bad_recipe_names_file_and_key(tmp_path, name, old, new, message):
@@ -83,12 +113,12 @@ def test_bad_recipe_names_file_and_key(tmp_path, name, old, new, message):
     assert old in text
     path = tmp_path / "bad.toml"
     path.write_text(text.replace(old, new, 1))
-    with pytest.raises(ValueError, match="^" + re.escape(f"{path}: {message}")):
+    with pytest.raises(ValueError, match="^" + re.escape(f"{path}: ") + ".*" + re.escape(message)):
         load_recipe(path)
 
 
 def test_unknown_name_lists_known_ones():
-    with pytest.raises(ValueError, match="unknown dataset 'mnist': expected one of braille7, digits, nmnist_small, or"):
+    with pytest.raises(ValueError, match="unknown dataset 'mnist': expected one of asldvs, braille27, braille7, cifar10dvs, "):
         load_recipe("mnist")
 
 
@@ -109,10 +139,10 @@ def test_hash_sees_every_field():
         "source": "other",
         "licence": "other",
         "citation": "other",
+        "manual": "other",
         "classes": base.classes[::-1],
         "sensor": Sensor(2, 20, 21),
-        "bin_width": 16_000,
-        "steps": 21,
+        "frames": FrameSpec(bin_width=16_000, steps=20),
         "split": dataclasses.replace(base.split, seed=2),
         "camera": EventCamera(),
         "scene": Scene(sweep=5.0),
@@ -120,11 +150,19 @@ def test_hash_sees_every_field():
     hashes = {recipe_hash(dataclasses.replace(base, **{key: value})) for key, value in others.items()}
     assert len(hashes | {recipe_hash(base)}) == len(others) + 1
     events, bits = load_recipe("nmnist_small"), load_recipe("braille7")
-    assert recipe_hash(dataclasses.replace(events, sha256="")) != recipe_hash(events)
-    assert recipe_hash(dataclasses.replace(events, file="x")) != recipe_hash(events)
+    for changed in (
+        {"files": (SourceFile("nmnist_small.h5"),)},
+        {"layout": Layout(train="nmnist_small.h5", test="x")},
+        {"frames": dataclasses.replace(events.frames, planes=2)},
+    ):
+        assert recipe_hash(dataclasses.replace(events, **changed)) != recipe_hash(events)
     assert recipe_hash(dataclasses.replace(bits, stack=2, source_step=10_000)) != recipe_hash(bits)
     fields = {f.name for f in dataclasses.fields(base)}
-    assert fields == {*others, "format", "time_unit", "file", "sha256", "stack", "source_step"}
+    assert fields == {*others, "format", "files", "layout", "stack", "source_step", "shapes", "randman"}
+
+
+def test_every_format_has_a_shipped_recipe():
+    assert {recipe.format for recipe in available().values()} == {*FILES, *GENERATED}
 
 
 def test_hash_ignores_the_writing(tmp_path):

@@ -32,7 +32,7 @@ def read_npy(path: Path, columns: str = "", time_scale: float = 1.0) -> Events:
     """One array: structured (N,) with fields x, y, t and p, or plain (N, 4) with ``columns`` as their order.
 
     Integers, or floats that are finite and, but for times, whole. Times are multiplied by ``time_scale`` (us in their
-    unit) and rounded; they are kept from there on, since such files hold recordings already cut and set to 0.
+    unit) and rounded; their zero is the file's own.
     The file is mapped, never loaded whole; pickled objects are refused.
     """
     array = _mapped(path)

@@ -186,8 +186,7 @@ def _expand(
     mask: Words, x0: npt.NDArray[np.int16], y: npt.NDArray[np.int16], t: Int64, p: npt.NDArray[np.uint8]
 ) -> Events:
     """One event for each bit of the masks (N,); in pieces, since a word of 2 bytes can be 12 events of 13 bytes."""
-    ends = np.cumsum(np.bitwise_count(mask), dtype=np.int64)
-    total = int(ends[-1])
+    total = int(np.bitwise_count(mask).sum(dtype=np.int64))
     events = Events(
         np.empty(total, np.int16), np.empty(total, np.int16), np.empty(total, np.int64), np.empty(total, np.uint8)
     )
@@ -196,7 +195,8 @@ def _expand(
         piece = slice(first, first + CHUNK)
         bits = np.unpackbits(mask[piece].view(np.uint8).reshape(-1, 2), axis=1, bitorder="little")  # (n, 16)
         word, column = np.nonzero(bits)
-        into = slice(done, done := done + len(word))
+        into = slice(done, done + len(word))
+        done += len(word)
         events.x[into] = x0[piece][word] + column
         events.y[into], events.t[into], events.p[into] = y[piece][word], t[piece][word], p[piece][word]
     return events

@@ -35,7 +35,7 @@ def ascending(t: npt.NDArray[np.integer]) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def first_from(t: npt.NDArray[np.integer], i: int, edge: int) -> int:
+def first_from(t: npt.NDArray[np.integer], i: int, edge: int | np.int64) -> int:
     """The first index from ``i`` on with ``t[index] >= edge``, ``len(t)`` without one: a search with growing steps."""
     n = len(t)
     if i >= n or np.int64(t[i]) >= edge:
@@ -132,9 +132,7 @@ def tally(
 
 
 @njit(cache=True, nogil=True, inline="always")
-def flip(
-    words: Uint32s, bit: np.uint64, level: np.int32, top: np.int32, planes: int, pixels: np.uint64
-) -> None:
+def flip(words: Uint32s, bit: np.uint64, level: np.int32, top: np.int32, planes: int, pixels: np.uint64) -> None:
     """Flip the planes in which a pixel of ``level`` and one of ``level - 1`` differ, both kept within 0 .. top.
 
     There is no branch that the processor could guess wrong, which costs more than a plane that stays as it is.
@@ -158,7 +156,7 @@ def slide(
     bases: Uint32s,
     at_least: int,
     planes: int,
-    counts: npt.NDArray[np.int32],  # of the events left ... entered - 1
+    counts: npt.NDArray[np.integer],  # of the events left ... entered - 1
     now: Uint32s,  # (words of a frame,), the frame of these counts
     left: int,
     entered: int,

@@ -105,7 +105,8 @@ def tables_of(sensor: tuple[int, int, int], spec: FrameSpec) -> Tables:
     columns = np.arange(width, dtype=np.int64) * shape.width // width
     rows = np.arange(height, dtype=np.int64) * shape.height // height * shape.width
     bases = np.arange(channels, dtype=np.int64) * (0 if spec.polarity == "merge" else shape.height * shape.width)
-    return Tables(*(table.astype(np.uint32) for table in (columns, rows, bases)), pixels, words_for(shape.bits))
+    tables = (table.astype(np.uint32) for table in (columns, rows, bases))
+    return Tables._make((*tables, pixels, words_for(shape.bits)))
 
 
 def windows_of(t: npt.NDArray[np.integer], spec: FrameSpec) -> tuple[Int64s, Int64s]:

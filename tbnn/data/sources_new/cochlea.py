@@ -10,6 +10,9 @@ spoken digits), ``train_addresses/<name>`` and ``train_timestamps/<name>``, seco
 
 Times become whole microseconds, rounded. The Heidelberg sets store half precision: steps of 1/1024 s after the first
 second. Spikes are put in time order; equal times keep their order in the file.
+
+HDF5 does not check lengths and places inside ragged arrays: 2.0.0 crashes or loops for ever on some that are altered
+(a file cut short it refuses). The recipes' checksums are what keeps such files out.
 """
 
 from pathlib import Path

@@ -166,3 +166,21 @@ def test_memory_of_larger_files(tmp_path: Path, reader: str) -> None:
     found = read_guarded(tmp_path / "a", reader, "", data)
     assert found is not None
     assert len(found) >= n
+
+
+@pytest.mark.parametrize("reader", ["lz4", "zstandard", "mat"])
+def test_files_that_unpack_to_very_much(tmp_path: Path, reader: str) -> None:
+    """64 MiB of events or of numbers in less than 0.4 MB: refused before they are all in memory."""
+    if reader == "mat":
+        data, times = mat_file({"x": np.zeros(1 << 23)}, compressed=True), 16
+    else:
+        pytest.importorskip(reader)
+        zeros = Events(*(np.zeros(1 << 22, np.int64) for _ in range(4)))
+        data, times = aedat4_file(zeros, np.array([1 << 22]), compression=1 if reader == "lz4" else 3), 32
+        reader = "aedat4"
+    assert len(data) < 400_000
+    assert read_guarded(tmp_path / "a", reader, "", data) is None
+    with pytest.raises(
+        ValueError, match=f"unpack to at most {times} times the file's size and 1048576 bytes, got more"
+    ):
+        read_file(tmp_path / "a", reader)

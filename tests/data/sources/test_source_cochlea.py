@@ -197,7 +197,15 @@ def nti_recipe():
 def write_nti(folder, seed=0):
     rng = np.random.default_rng(seed)
     names = {
-        "train": ["man-ae-a-1", "man-ae-b-1", "woman-ae-a-z", "man-fd-a-o", "man-ae-a-19z", "woman-bh-b-9", "man-fd-b-2o"],
+        "train": [
+            "man-ae-a-1",
+            "man-ae-b-1",
+            "woman-ae-a-z",
+            "man-fd-a-o",
+            "man-ae-a-19z",
+            "woman-bh-b-9",
+            "man-fd-b-2o",
+        ],
         "test": ["woman-xy-a-z1", "woman-xy-b-3"],
     }
     halves = {
@@ -252,7 +260,10 @@ def test_ntidigits_as_tonic_reads_it(tmp_path, monkeypatch):
         (replace("train_labels", np.array([b"man-ae-1"])), "/train_labels: record 0: expected sex-speaker-time-digits"),
         (replace("train_labels", np.array([b"man-ae-a-x"])), "/train_labels: man-ae-a-x: expected a digit of z, 1, 2"),
         (replace("train_labels", np.array([b"man-ae-a-1"] * 2)), "/train_labels: expected every name once"),
-        (replace("train_labels", np.array([b"man-ae-a-12"])), "/train_labels: expected at least one recording, got none"),
+        (
+            replace("train_labels", np.array([b"man-ae-a-12"])),
+            "/train_labels: expected at least one recording, got none",
+        ),
     ],
 )
 def test_defects_of_ntidigits(tmp_path, change, message):

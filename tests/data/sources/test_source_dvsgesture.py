@@ -118,7 +118,9 @@ def test_defects_of_a_trial(release, recipe):
     end = int(trials["user01_led"].t[-1])
     write_table(path.with_name("user01_led_labels.csv"), [(1, end + 1, end + 2)])
     train = open_source(recipe, folder)["train"]
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: row 1: expected events from {end + 1} to {end + 2} us"):
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(path))}: row 1: expected events from {end + 1} to {end + 2} us"
+    ):
         train.read(0)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: "):

@@ -149,9 +149,7 @@ def test_pokerdvs_as_tonic_reads_it(tmp_path, monkeypatch):
     root = tmp_path / "POKERDVS"
     write_tree([root / "pips_train", root / "pips_test"], folders, sensor, ".npy", write_plain)
     monkeypatch.setattr(tonic.datasets.POKERDVS, "_check_exists", lambda self: True)
-    layout = Layout(
-        train="pips_train/*/*.npy", test="pips_test/*/*.npy", reader="npy", columns="txyp", folders=folders
-    )
+    layout = Layout(train="pips_train/*/*.npy", test="pips_test/*/*.npy", reader="npy", columns="txyp", folders=folders)
     found = open_source(a_recipe("folders", sensor, ("club", "heart", "diamond", "spade"), layout), root)
     for name, split in found.items():
         theirs = tonic.datasets.POKERDVS(str(tmp_path), train=name == "train")
@@ -205,12 +203,16 @@ def test_defects_of_the_tree(tree):
     recipe, folder = tree
     (folder / "Train/c").mkdir()
     shutil.copy(folder / "Train/a/a_1.bin", folder / "Train/c/c_1.bin")
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(folder))}/Train/c/c_1\.bin: .* named after one of a, b, got c"):
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(folder))}/Train/c/c_1\.bin: .* named after one of a, b, got c"
+    ):
         open_source(recipe, folder)
     shutil.rmtree(folder / "Train/c")
     for i in (1, 2):
         (folder / f"Train/b/b_{i}.bin").unlink()
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(folder))}: expected 2 or more train recordings of b, got 1"):
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(folder))}: expected 2 or more train recordings of b, got 1"
+    ):
         open_source(recipe, folder)
     shutil.rmtree(folder / "Test/b")
     shutil.copy(folder / "Train/b/b_3.bin", folder / "Train/b/b_4.bin")

@@ -164,7 +164,9 @@ def test_defects_of_bits(tmp_path):
     with h5py.File(path, "r+") as file:
         file["train/spikes"][7, 2, 3] = 2
     train = open_source(bits_recipe(), tmp_path)["train"]
-    with pytest.raises(ValueError, match=r"bits\.h5: /train/spikes: record 7, step 2, channel 3: expected 0 or 1, got 2"):
+    with pytest.raises(
+        ValueError, match=r"bits\.h5: /train/spikes: record 7, step 2, channel 3: expected 0 or 1, got 2"
+    ):
         train.words(7)
     with pytest.raises(ValueError, match=r"bits\.h5: /train/spikes: record 0: expected to be asked for frames"):
         train.read(0)

@@ -132,7 +132,9 @@ def test_missing_labels_and_empty_images(files):
     folder, written = files
     written[NAMES[0]][3] = 0
     write_idx(folder / NAMES[0], written[NAMES[0]])
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(folder / NAMES[0]))}: image 3: expected at least one event"):
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(folder / NAMES[0]))}: image 3: expected at least one event"
+    ):
         open_source(smnist_recipe(), folder)["train"].read(3)
     (folder / NAMES[1]).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{NAMES[1]}\.gz: expected this file, plain or with \.gz"):

@@ -17,7 +17,9 @@ DVS128_HEADER = b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n"
 DVS_GESTURE_HEADER = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
 
 
-def a_recipe(format: str, sensor: tuple[int, int, int], classes: tuple[str, ...], layout: Layout, **more: Any) -> Recipe:
+def a_recipe(
+    format: str, sensor: tuple[int, int, int], classes: tuple[str, ...], layout: Layout, **more: Any
+) -> Recipe:
     """A recipe of that format; what the source lacks is drawn."""
     fields: dict[str, Any] = {
         "name": "tiny",
