@@ -143,6 +143,7 @@ class FrameStream:
         if self._drop:
             lo = np.maximum(lo, hi - self.max_events)
         words = self._fill(held, lo, hi, len(held.t))
+        self._restart()
         return words
 
     def _append(self, new: Columns) -> Columns:

@@ -182,3 +182,12 @@ def test_hash_sees_the_schema(monkeypatch):
 
 def test_split_with_default_test_fraction():
     assert Split(validation=0.5, seed=0).test == 0.0
+
+
+def test_the_recipe_of_the_manual_is_one(tmp_path):
+    text = re.findall(r"```toml\n(.*?)```", (recipes_folder() / "README.md").read_text(), re.S)[0]
+    (tmp_path / "gestures.toml").write_text(text)
+    recipe = load_recipe(tmp_path / "gestures.toml")
+    assert (recipe.name, recipe.frame_sensor, recipe.frames.bins) == ("gestures", (2, 60, 80), 20)
+    documented = set(re.findall(r"^(\w+) =", text.split("[[files]]")[0], re.M))
+    assert documented <= {field.name for field in dataclasses.fields(recipe)}

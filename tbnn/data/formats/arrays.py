@@ -14,6 +14,7 @@ from tbnn.data.formats.checks import TIME_LIMIT, Int64, make_events
 NAMES = ("x", "y", "t", "p")
 COORDINATE_LIMIT = 1 << 31
 MAGIC = b"\x93NUMPY"
+HEADER_LIMIT = 10_000  # bytes, NumPy's own limit
 REFUSALS = (  # what np.load raises for damaged headers
     OSError,
     EOFError,
@@ -87,9 +88,12 @@ def whole_numbers(path: Path, name: str, column: npt.NDArray[Any], scale: float 
 def _mapped(path: Path) -> npt.NDArray[Any]:
     """The array of a ``.npy`` file, mapped; one that is not exactly as long as its header says is an error."""
     with path.open("rb") as file:
-        start = file.read(len(MAGIC))
-    if start != MAGIC:  # NumPy would take it for a zip archive or a pickle
-        raise ValueError(f"{path}: expected a .npy file, which starts with {MAGIC!r}, got {start!r}")
+        start = file.read(12)
+    if not start.startswith(MAGIC):  # NumPy would take it for a zip archive or a pickle
+        raise ValueError(f"{path}: expected a .npy file, which starts with {MAGIC!r}, got {start[: len(MAGIC)]!r}")
+    length = int.from_bytes(start[8 : 10 if start[6:7] == b"\x01" else 12], "little")
+    if length > HEADER_LIMIT:  # NumPy would allocate it before it looks
+        raise ValueError(f"{path}: expected a header of at most {HEADER_LIMIT} bytes, got {length}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of headers that Python 2 wrote

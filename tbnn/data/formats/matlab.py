@@ -19,6 +19,7 @@ NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8
 CLASSES = range(6, 16)  # double, single, int8 to uint64
 COMPLEX = 0x0800
 GROWTH, ALLOWANCE = 16, 1 << 20  # variables may unpack to 16 times the file's size and 1 MiB, in all
+EVENTS_PER_BYTE, EVENTS_ALLOWANCE = 2, 1 << 16  # what packed events may come to, at 55 bytes each while they are read
 
 Element = tuple[int, int, memoryview]  # where it starts, its type, its bytes
 NOTHING: Element = (0, 0, memoryview(b""))  # where an element was expected and none came
@@ -28,7 +29,8 @@ def read_mat(path: Path, time_scale: float = 1.0) -> Events:
     """MATLAB, version 5: variables ``x``, ``y``, ``ts`` and ``pol``, each a matrix (N, 1) or (1, N) of numbers.
 
     Times are multiplied by ``time_scale`` (us in their unit), rounded, and count from the first event. Variables of
-    other names are left out. The file's compressed variables together may unpack to 16 times its size and 1 MiB.
+    other names are left out. Compressed variables together may unpack to 16 times the file's size and 1 MiB, and to
+    2 events a byte of the file and 65,536.
 
     Source: MathWorks, MAT-File Format (version 5); Bi et al. 2019, ICCV (ASL-DVS).
     """
@@ -52,6 +54,12 @@ def read_mat(path: Path, time_scale: float = 1.0) -> Events:
             found[NAMES[name]] = values
     if len(found) < len(NAMES):
         raise ValueError(f"{path}: expected the variables {', '.join(NAMES)}, got only those for {sorted(found)}")
+    most = max(map(len, found.values()))
+    if most > EVENTS_PER_BYTE * len(data) + EVENTS_ALLOWANCE:
+        raise ValueError(
+            f"{path}: expected at most {EVENTS_PER_BYTE} events a byte and {EVENTS_ALLOWANCE}, got {most} in"
+            f" {len(data)} bytes"
+        )
     return events_of(path, found, time_scale, from_zero=True)
 
 

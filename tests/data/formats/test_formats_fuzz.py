@@ -184,3 +184,35 @@ def test_files_that_unpack_to_very_much(tmp_path: Path, reader: str) -> None:
         ValueError, match=f"unpack to at most {times} times the file's size and 1048576 bytes, got more"
     ):
         read_file(tmp_path / "a", reader)
+
+
+def test_a_header_that_claims_to_be_very_long(tmp_path: Path) -> None:
+    """Version 2 of .npy gives its header's length in 4 bytes; NumPy allocates that much."""
+    data = npy_file(structured())
+    lying = data[:6] + b"\x02\x00" + (1 << 31).to_bytes(4, "little") + data[12:]
+    assert read_guarded(tmp_path / "a", "npy", "", lying) is None
+    with pytest.raises(ValueError, match="expected a header of at most 10000 bytes, got 2147483648"):
+        read_file(tmp_path / "a", "npy")
+
+
+@pytest.mark.parametrize("rare", [0.02, 0.05, 0.1, 0.2])
+def test_memory_of_packed_matlab_files(tmp_path: Path, rare: float) -> None:
+    """Columns that pack to few bits, up to the limit and past it."""
+    n, rng = 400_000, np.random.default_rng(0)
+    packed = {name: (rng.random(n) < rare).astype("u1") for name in ("x", "y", "pol")}
+    packed["ts"] = np.sort(rng.integers(0, 200, n)).astype("u1")
+    packed["ts"][100] += 1
+    found = read_guarded(tmp_path / "a", "mat", "", mat_file(packed, compressed=True))
+    assert (found is None) == (rare < 0.1)
+
+
+def test_memory_of_packed_aedat4_files(tmp_path: Path) -> None:
+    """Events that LZ4 packs to half a byte each, in one packet, one of them out of turn."""
+    pytest.importorskip("lz4")
+    t = np.arange(400_000) // 20 * 7
+    t[60] = 0
+    data = aedat4_file(Events(t * 0 + 5, t // 50 % 100, t, t % 2), np.array([len(t)]), compression=1)
+    assert 25 * len(data) < 16 * len(t)
+    found = read_guarded(tmp_path / "a", "aedat4", "", data)
+    assert found is not None
+    assert len(found) == len(t)
