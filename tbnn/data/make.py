@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from tbnn.data.split import hold_out
 from tbnn.data.store import PackedRecording, PackedSplit, read_info, write_store
 
 log = logging.getLogger(__name__)
+
+_TELL_EVERY = 5  # seconds
 
 
 def make(
@@ -178,8 +181,25 @@ def _write(recipe: Recipe, path: Path, root: Path, download: bool, compression: 
     else:
         splits, fingerprint = _open(recipe, root, download)
     packed = {name: _packed(recordings, recipe) for name, recordings in _split(splits, recipe).items()}
-    log.info("%s: packing %s recordings", path.name, f"{sum(len(s.labels) for s in packed.values()):,}")
-    write_store(path, recipe, packed, compression=compression, fingerprint=fingerprint)
+    progress = _Progress(path.name, sum(len(split.labels) for split in packed.values()))
+    write_store(path, recipe, packed, compression=compression, fingerprint=fingerprint, progress=progress)
+
+
+class _Progress:
+    """Tells at the start, and then every few seconds, how many recordings are packed."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.done = name, total, 0
+        self.begun = self.told = time.monotonic()
+        log.info("%s: packing %s recordings", name, f"{total:,}")
+
+    def __call__(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.told > _TELL_EVERY:
+            self.told = now
+            left = (now - self.begun) / self.done * (self.total - self.done)
+            log.info("%s: %s of %s, %.0f s left", self.name, f"{self.done:,}", f"{self.total:,}", left)
 
 
 def _split(splits: dict[str, Recordings], recipe: Recipe) -> dict[str, Recordings]:

@@ -109,6 +109,10 @@ class PackedFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
             self._check(new)
         return np.asarray(self.frames[which])
 
+    def words(self, first: int | None = None) -> Tensor:
+        """The ``first`` recordings, by default all: int32 (N, T, words), copied. Raises as :meth:`batch`."""
+        return torch.from_numpy(self.batch(np.arange(len(self))[:first]))
+
     def check(self) -> None:
         """Compare every recording with its checksum. Raises ``ValueError`` naming the first that differs."""
         self._check(np.arange(len(self)))

@@ -111,7 +111,7 @@ def record_sample(run: Run, frames: PackedFrames, index: int) -> Sample:
         label=label,
         predicted=int(logits(readout, run.config.optim.readout).argmax()),
         index=index,
-        frames=unpack_bits_numpy(frames.frames[index], info.bits).reshape(info.steps, *info.sensor),
+        frames=unpack_bits_numpy(frames.batch([index])[0], info.bits).reshape(info.steps, *info.sensor),
         spikes=spikes,
         readout=readout[:, 0].numpy(),
     )
@@ -176,14 +176,14 @@ def _dataset(frames: PackedFrames) -> dict[str, Any]:
 
 
 def _parity(run: Run, packed: PackedNetwork, frames: PackedFrames) -> dict[str, Any]:
-    words = torch.from_numpy(frames.frames[:PARITY_SAMPLES]).transpose(0, 1)
+    words = frames.words(PARITY_SAMPLES).transpose(0, 1)
     parity = check_parity(run.network, packed, words)
     return {**parity.as_dict(), "summary": parity.summary()}
 
 
 def _counts(packed: PackedNetwork, frames: PackedFrames) -> list[dict[str, Any]]:
     """Operations of one inference, averaged over the first test recordings, layer by layer."""
-    words = torch.from_numpy(frames.frames[:PARITY_SAMPLES]).transpose(0, 1)
+    words = frames.words(PARITY_SAMPLES).transpose(0, 1)
     counts = packed.simulate(words).counts
     return [
         {

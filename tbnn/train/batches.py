@@ -1,5 +1,6 @@
 """Batches of packed frames, in an order that the seed and the epoch fix."""
 
+import multiprocessing
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from tbnn.data import AugmentedFrames, PackedFrames, collate, make
 from tbnn.train.config import DataConfig
 
 EVALUATION_BATCH = 128
+
+# How workers start. Not forked: kernels may have started threads that a fork would not copy.
+_START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def packed_file(data: DataConfig) -> Path:
@@ -50,8 +54,7 @@ def train_loader(
         sampler=order,
         collate_fn=collate,
         num_workers=workers,
-        # Not forked: kernels may have started threads that a fork would not copy.
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=_START if workers else None,
         persistent_workers=workers > 0,
     )
 

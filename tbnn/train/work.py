@@ -59,7 +59,7 @@ def simulate_run(folder: Path, split: str) -> dict[str, Any]:
     run = load_run(folder)
     packed = PackedNetwork.load(folder / "model.tbnn")
     frames = run_frames(run, split)
-    words = torch.from_numpy(frames.frames).transpose(0, 1)
+    words = frames.words().transpose(0, 1)
     parity = check_parity(run.network, packed, words)
     result = {
         **_simulated(packed, frames, split, run.config.optim.readout),
@@ -79,7 +79,7 @@ def simulate_file(path: Path, dataset: str, split: str, source: str | None, cach
 
 
 def _simulated(packed: PackedNetwork, frames: PackedFrames, split: str, readout: str) -> dict[str, Any]:
-    result = packed.simulate(torch.from_numpy(frames.frames).transpose(0, 1))
+    result = packed.simulate(frames.words().transpose(0, 1))
     if result.readout is None:
         raise ValueError("simulate: expected a network that ends in a readout, got one that ends in spikes")
     predictions = logits(result.readout, readout).argmax(1)

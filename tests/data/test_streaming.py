@@ -163,6 +163,23 @@ def test_crowded_frames_are_refused_or_keep_their_newest_events(settings):
     np.testing.assert_array_equal(rows[0], rows[2])
 
 
+def test_limits_are_reached_before_they_are_passed():
+    """Exactly max_gap empty frames pass, and a crowd is refused while its frame still waits for its end."""
+    spec = FrameSpec(bin_width=10, steps=1)
+
+    def times(*t):
+        return Events(*np.zeros((2, len(t)), int), np.array(t), np.zeros(len(t), int))
+
+    stream = FrameStream(SENSOR, spec, max_gap=3, max_events=2)
+    assert (len(stream.push(times(5))), len(stream.push(times(45)))) == (0, 4)
+    with pytest.raises(ValueError, match="at most 3 frames without events, got 4 between 45 and 95"):
+        stream.push(times(95))
+    assert len(stream.push(times(46))) == 0
+    with pytest.raises(ValueError, match="expected at most 2 events in a frame, got 3"):
+        stream.push(times(47))
+    assert len(stream.push(times(50))) == 1
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -55,6 +55,15 @@ def test_same_seed_same_numbers_other_seed_other_numbers(config: TrainConfig, tm
     assert not torch.equal(first["layers.0.weight"], other["layers.0.weight"])
 
 
+def test_workers_change_nothing_but_who_reads(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, optim=replace(config.optim, epochs=2))
+    data = replace(config.data, augment=Augment(shift=1, drop=0.2))
+    folders = [
+        train(replace(config, data=replace(data, workers=n), output=str(tmp_path / f"w{n}")), quiet=True) for n in (0, 2)
+    ]
+    assert without_times(folders[0]) == without_times(folders[1])
+
+
 def test_resumed_run_equals_uninterrupted_one(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ def read_aedat2(path: Path) -> Events:
     return make_events(path, x, y, t, (1 - (address & 1)).astype(np.uint8), from_zero=True)
 
 
-def read_aedat3(path: Path) -> Events:
+def read_aedat3(path: Path, *, from_zero: bool = True) -> Events:
     """AEDAT 3.1, uncompressed: ``#`` lines up to ``#!END-HEADER``, then packets of one event type each.
 
     A packet's header is 28 bytes, little-endian: type u2, source u2, size of an event u4, offset of its time u4,
@@ -74,7 +74,7 @@ def read_aedat3(path: Path) -> Events:
         raise ValueError(f"{path}: event {bad[0]}: expected a time of 0 or later, got {time[bad[0]]}")
     t = (records_overflows[valid] << 31) + time
     x, y = (word >> 17).astype(np.int16), (word >> 2 & 0x7FFF).astype(np.int16)
-    return make_events(path, x, y, t, (word >> 1 & 1).astype(np.uint8), from_zero=True)
+    return make_events(path, x, y, t, (word >> 1 & 1).astype(np.uint8), from_zero=from_zero)
 
 
 def _polarity_packets(path: Path, data: bytes, at: int) -> tuple[list[int], list[int], list[int]]:

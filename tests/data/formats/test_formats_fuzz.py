@@ -195,7 +195,7 @@ def test_a_header_that_claims_to_be_very_long(tmp_path: Path) -> None:
         read_file(tmp_path / "a", "npy")
 
 
-@pytest.mark.parametrize("rare", [0.02, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize("rare", [0.02, 0.1, 0.25, 0.4])
 def test_memory_of_packed_matlab_files(tmp_path: Path, rare: float) -> None:
     """Columns that pack to few bits, up to the limit and past it."""
     n, rng = 400_000, np.random.default_rng(0)
@@ -203,7 +203,7 @@ def test_memory_of_packed_matlab_files(tmp_path: Path, rare: float) -> None:
     packed["ts"] = np.sort(rng.integers(0, 200, n)).astype("u1")
     packed["ts"][100] += 1
     found = read_guarded(tmp_path / "a", "mat", "", mat_file(packed, compressed=True))
-    assert (found is None) == (rare < 0.1)
+    assert (found is None) == (rare < 0.2)
 
 
 def test_memory_of_packed_aedat4_files(tmp_path: Path) -> None:

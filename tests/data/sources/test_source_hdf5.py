@@ -46,19 +46,22 @@ def test_events_come_back_in_any_order_and_run_length(tmp_path, monkeypatch, run
             assert_same(split.read(int(i)), recordings[i])
 
 
-def test_only_the_run_that_is_asked_for_is_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("chunk", "good", "bad"), [(-1, 0, 11), (0, 11, 0)])
+def test_only_the_run_that_is_asked_for_is_read(tmp_path, monkeypatch, chunk, good, bad):
     """Damage far from the recording goes unseen: nothing else is unpacked."""
     monkeypatch.setattr(source_hdf5, "_RUN_EVENTS", 16)
-    groups = write_tiny(tmp_path / "tiny.h5")
-    with h5py.File(tmp_path / "tiny.h5") as file:
-        chunk = file["train/t"].id.get_chunk_info(file["train/t"].id.get_num_chunks() - 1)
-    content = bytearray((tmp_path / "tiny.h5").read_bytes())
-    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\xff" * chunk.size
-    (tmp_path / "tiny.h5").write_bytes(content)
+    path = tmp_path / "tiny.h5"
+    groups = write_tiny(path)
+    with h5py.File(path) as file:
+        chunks = file["train/t"].id
+        place = chunks.get_chunk_info(chunk % chunks.get_num_chunks())
+    content = bytearray(path.read_bytes())
+    content[place.byte_offset : place.byte_offset + place.size] = b"\xff" * place.size
+    path.write_bytes(content)
     train = open_source(events_recipe(), tmp_path)["train"]
-    assert_same(train.read(0), groups["train"][0][0])
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(tmp_path / 'tiny.h5'))}: expected a whole HDF5 file"):
-        train.read(11)
+    assert_same(train.read(good), groups["train"][0][good])
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: expected a whole HDF5 file"):
+        train.read(bad)
 
 
 def test_numbers_of_the_original(tmp_path):

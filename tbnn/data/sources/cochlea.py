@@ -11,8 +11,7 @@ spoken digits), ``train_addresses/<name>`` and ``train_timestamps/<name>``, seco
 Times become whole microseconds, rounded. The Heidelberg sets store half precision: steps of 1/1024 s after the first
 second. Spikes are put in time order; equal times keep their order in the file.
 
-HDF5 does not check lengths and places inside ragged arrays: 2.0.0 crashes or loops for ever on some that are altered
-(a file cut short it refuses). The recipes' checksums are what keeps such files out.
+Each file is first read in a process of its own (see :mod:`tbnn.data.sources.guard`).
 """
 
 from pathlib import Path
@@ -26,6 +25,7 @@ from tbnn.data.hdf5 import get_dataset, get_group, open_hdf5
 from tbnn.data.recipe import Recipe
 from tbnn.data.recordings import Recordings
 from tbnn.data.sources.common import check_labels
+from tbnn.data.sources.guard import check_readable
 
 if TYPE_CHECKING:
     import h5py
@@ -41,6 +41,7 @@ def open_spikes(recipe: Recipe, folder: Path, split: str, name: str) -> Recordin
     spikes whose times and units differ in number, times that are negative or no number, and units off the sensor.
     """
     path = folder / name
+    check_readable(path)
     with open_hdf5(path) as file:
         labels = check_labels(get_dataset(file, "labels", path, 1)[()], len(recipe.classes), f"{path}: /labels")
         spikes = get_group(file, "spikes", path)
@@ -71,6 +72,7 @@ def open_ntidigits(recipe: Recipe, folder: Path, split: str, name: str) -> Recor
     """
     path = folder / name
     where = f"{path}: /{split}_labels"
+    check_readable(path)
     with open_hdf5(path) as file:
         texts = _texts(get_dataset(file, f"{split}_labels", path, 1, kinds="SO")[()], where)
         for kind in ("addresses", "timestamps"):
