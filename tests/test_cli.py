@@ -157,7 +157,10 @@ def test_options_override_the_config_file(halves: DataConfig, tmp_path: Path) ->
         (["simulate", "absent.tbnn", "--dataset", "digits"], "absent.tbnn"),
         (["simulate", "absent.tbnn"], "expected --dataset"),
         (["datasets", "show"], "expected a name"),
-        (["datasets", "make", "digits", "--bins", "3", "--count", "9"], "expected exactly one of them, got bins, count"),
+        (
+            ["datasets", "make", "digits", "--bins", "3", "--count", "9"],
+            "expected exactly one of them, got bins, count",
+        ),
         (["datasets", "make", "digits", "--size", "40"], "size: expected at most the sensor's (20, 20), got (40, 40)"),
         (["datasets", "make", "digits", "--late", "drop"], "late"),
         (["datasets", "info", "absent.h5"], "absent.h5"),

@@ -20,7 +20,7 @@ def test_first_light_accuracies(text: str) -> None:
     results = first_light()
     assert set(results) == {"digits", "nmnist_small", "braille7"}
     for name, variants in results.items():
-        row = next(line for line in TEXTS[text].splitlines() if line.startswith("|") and f"`{name}`" in line)
+        row = next(line for line in TEXTS[text].splitlines() if line.startswith("|") and f"(`{name}`)" in line)
         found = [tuple(map(float, cell)) for cell in re.findall(r"(\d\.\d+) \[(\d\.\d+), (\d\.\d+)\]", row)]
         expected = []
         for variant in ("binary", "float"):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import h5py
 
+_KINDS = {"i": "integers", "f": "floats", "S": "texts", "O": "arrays or texts of free length"}
+
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator["h5py.File"]:
@@ -41,11 +43,12 @@ def get_dataset(group: "h5py.Group", name: str, path: Path, ndim: int, kinds: st
     import h5py
 
     found = group.get(name)
-    where = f"{path}: {group.name}/{name}"
+    where = f"{path}: {(group.name or '').rstrip('/')}/{name}"
     if not isinstance(found, h5py.Dataset):
         raise ValueError(f"{where}: expected a dataset, got {_kind(found)} (the group has: {', '.join(group)})")
     if len(found.shape or ()) != ndim or found.dtype.kind not in kinds:
-        raise ValueError(f"{where}: expected integers with {ndim} axes, got {found.dtype} {found.shape}")
+        expected = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
+        raise ValueError(f"{where}: expected {expected} with {ndim} axes, got {found.dtype} {found.shape}")
     return found
 
 

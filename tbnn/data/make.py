@@ -135,7 +135,7 @@ def _is_valid(path: Path, digest: str) -> bool:
 
 def _changed(recipe: Recipe, path: Path, root: Path) -> bool:
     """Whether recordings that no checksum pins are other ones than those the file was made of."""
-    if recipe.format in GENERATED or all(file.sha256 or file.md5 for file in recipe.files):
+    if recipe.format in GENERATED or _is_pinned(recipe):
         return False
     now = _fingerprint(recipe, dataset_folder(recipe, root))
     changed = now not in ("", read_info(path).fingerprint)
@@ -144,10 +144,15 @@ def _changed(recipe: Recipe, path: Path, root: Path) -> bool:
     return changed
 
 
+def _is_pinned(recipe: Recipe) -> bool:
+    """Whether checksums in the recipe say what the recordings are."""
+    return bool(recipe.files) and all(file.sha256 or file.md5 for file in recipe.files)
+
+
 def _fingerprint(recipe: Recipe, folder: Path) -> str:
     """SHA-256 over name, size and time of every file that the layout names; "" where there is none."""
     layout = recipe.layout
-    if layout is None or (recipe.files and all(file.sha256 or file.md5 for file in recipe.files)):
+    if layout is None or _is_pinned(recipe):
         return ""
     patterns = {pattern for pattern in (layout.train, layout.validation, layout.test) if pattern}
     paths = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())

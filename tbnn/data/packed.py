@@ -119,12 +119,11 @@ class PackedFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def _check(self, which: npt.NDArray[np.integer]) -> None:
         where = f"{self.path}: {self.split}: recording"
-        for i in which:
-            if zlib.crc32(np.ascontiguousarray(self.frames[i])) != self._crc[i]:
-                raise ValueError(
-                    f"{where} {i}: expected frames of CRC-32 {self._crc[i]:08x}, got "
-                    f"{zlib.crc32(np.ascontiguousarray(self.frames[i])):08x}; make the file again (--force true)"
-                )
+        for i in which.tolist():
+            got, expected = zlib.crc32(self.frames[i].tobytes()), self._crc[i]
+            if got != expected:
+                told = f"expected frames of CRC-32 {expected:08x}, got {got:08x}"
+                raise ValueError(f"{where} {i}: {told}; make the file again (--force true)")
             if has_stray(self.frames[i], self.info.bits):
                 raise ValueError(f"{where} {i}: expected zeros past bit {self.info.bits} of a frame, got ones")
         self._checked[which] = True

@@ -39,7 +39,7 @@ class Recordings:
         return Recordings(
             self.labels[which],
             self.index[which],
-            [self.names[i] for i in which],
+            [self.names[i] for i in which.tolist()],
             lambda i: read(int(which[i])),
             None if self.groups is None else self.groups[which],
             None if words is None else lambda i: words(int(which[i])),

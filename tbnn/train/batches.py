@@ -46,10 +46,10 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 def train_loader(
     frames: PackedFrames | AugmentedFrames, order: EpochOrder, batch_size: int, workers: int = 0
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> DataLoader[Any]:
     """Packed training batches (words (T, B, W), labels (B,)); workers, if any, stay alive over the epochs."""
     return DataLoader(
-        frames,  # pyright: ignore[reportArgumentType]
+        frames,
         batch_size=batch_size,
         sampler=order,
         collate_fn=collate,

@@ -6,10 +6,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from random_splits import random_splits
 
 from tbnn.data import FrameSpec
 from tbnn.data.events import Sensor
 from tbnn.data.recipe import Layout, Recipe, SourceFile, Split
+from tbnn.data.store import write_store
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 
@@ -148,6 +150,14 @@ def bits_source(tmp_path: Path) -> tuple[Path, Path]:
     (tmp_path / "bits.toml").write_text(BITS_TOML)
     write_bits_source(tmp_path / "bits.h5")
     return tmp_path / "bits.toml", tmp_path
+
+
+@pytest.fixture
+def packed(tmp_path: Path, recipe: Recipe) -> Path:
+    """A packed file of the tiny recipe, of :func:`random_splits`."""
+    path = tmp_path / "tiny.h5"
+    write_store(path, recipe, random_splits(recipe)[1])
+    return path
 
 
 @pytest.fixture

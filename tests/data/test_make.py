@@ -144,7 +144,9 @@ def test_other_frames_are_another_file(events_source, tmp_path):
     assert make_it(bins=None) == plain
     with pytest.raises(ValueError, match=r"tiny: size: expected at most the sensor's \(3, 7\), got \(4, 4\)"):
         make_it(size=4)
-    with pytest.raises(ValueError, match="tiny: bin_width, bins, count: expected exactly one of them, got bin_width, bins"):
+    with pytest.raises(
+        ValueError, match="tiny: bin_width, bins, count: expected exactly one of them, got bin_width, bins"
+    ):
         make_it(bins=3, bin_width=50)
     with pytest.raises(TypeError, match="bin: unknown setting; expected one of at_least, bin_width, bins"):
         make_it(bin=3)
@@ -299,7 +301,9 @@ def test_groups_are_held_out_whole(groups, fraction, seed):
 
 
 def test_groups_that_nobody_knows():
-    with pytest.raises(ValueError, match="x: split.by_group: expected a source that names people or speakers, got none"):
+    with pytest.raises(
+        ValueError, match=r"x: split\.by_group: expected a source that names people or speakers, got none"
+    ):
         hold_out(some([0, 1]), 0.5, Split(validation=0.5, seed=0, by_group=True), np.random.default_rng(0), "x")
 
 

@@ -18,8 +18,26 @@ def shipped(name):
     return (recipes_folder() / f"{name}.toml").read_text()
 
 
-NAMES = """asldvs braille27 braille7 cifar10dvs digits dvsgesture dvslip moving_shapes ncaltech101 ncars nmnist nmnist_small
-ntidigits pokerdvs randman shd smnist ssc""".split()
+NAMES = [
+    "asldvs",
+    "braille27",
+    "braille7",
+    "cifar10dvs",
+    "digits",
+    "dvsgesture",
+    "dvslip",
+    "moving_shapes",
+    "ncaltech101",
+    "ncars",
+    "nmnist",
+    "nmnist_small",
+    "ntidigits",
+    "pokerdvs",
+    "randman",
+    "shd",
+    "smnist",
+    "ssc",
+]
 
 
 def test_shipped_recipes():
@@ -51,7 +69,9 @@ def test_a_recipe_of_ones_own_may_not_bear_a_shipped_name(tmp_path):
     path.write_text(shipped("digits"))
     assert load_recipe(path) == load_recipe("digits")
     path.write_text(shipped("digits").replace("seed = 1", "seed = 2"))
-    with pytest.raises(ValueError, match=r"mine\.toml: name: expected one of its own, got 'digits', the name of a shipped"):
+    with pytest.raises(
+        ValueError, match=r"mine\.toml: name: expected one of its own, got 'digits', the name of a shipped"
+    ):
         load_recipe(path)
     path.write_text(path.read_text().replace('name = "digits"', 'name = "my_digits"'))
     assert load_recipe(path).split.seed == 2
@@ -72,9 +92,19 @@ def test_reads_what_is_written(events_source, recipe):
         ("digits", "steps = 20", "steps = true", "frames.steps: expected an integer, got True"),
         ("digits", "steps = 20", "steps = 0", "frames.steps: expected at least 1, got 0"),
         ("digits", "steps = 20", "steps = 10", "frames.steps: expected frames for 300000 us, got 150000 us"),
-        ("digits", "steps = 20", "steps = 20\nsize = [30, 3]", "size: expected at most the sensor's (20, 20), got (30, 3)"),
+        (
+            "digits",
+            "steps = 20",
+            "steps = 20\nsize = [30, 3]",
+            "size: expected at most the sensor's (20, 20), got (30, 3)",
+        ),
         ("digits", "steps = 20", "steps = 20\nsize = [3]", "frames.size: expected a list of 2, got [3]"),
-        ("digits", "steps = 20", "steps = 20\nbins = 3", "frames.bin_width, bins, count: expected exactly one of them, got"),
+        (
+            "digits",
+            "steps = 20",
+            "steps = 20\nbins = 3",
+            "frames.bin_width, bins, count: expected exactly one of them, got",
+        ),
         ("digits", "mismatch = 0.03", "mismatch = -0.03", "camera.mismatch: expected 0 or more, got -0.03"),
         ("digits", "mismatch = 0.03", "mismatch = nan", "camera.mismatch: expected a finite number, got nan"),
         ("digits", "mismatch = 0.03", "mismach = 0.03", "camera.mismach: unknown key; expected one of threshold_on"),
@@ -97,15 +127,45 @@ def test_reads_what_is_written(events_source, recipe):
         ("digits", "[sensor]", '[layout]\ntrain = "x"\n[sensor]', "layout, files: expected none for digits-camera"),
         ("braille7", "stack = 4", "stack = 2", "frames: expected bin_width = source_step * stack and steps alone, got"),
         ("braille7", "source_step = 5_000\n", "", "bin_width, bins, count: expected exactly one of them, got none"),
-        ("nmnist_small", 'path = "', 'path = "/', "files[0].path: expected a relative path below the dataset's folder, got '/n"),
-        ("nmnist_small", 'train = "', 'train = "../', "layout.train: expected a relative path below the dataset's folder, got '.."),
-        ("nmnist_small", 'sha256 = "', 'sha256 = "z', "files[0].sha256: expected 64 lower-case hexadecimal digits, got 'z"),
+        (
+            "nmnist_small",
+            'path = "',
+            'path = "/',
+            "files[0].path: expected a relative path below the dataset's folder, got '/n",
+        ),
+        (
+            "nmnist_small",
+            'train = "',
+            'train = "../',
+            "layout.train: expected a relative path below the dataset's folder, got '..",
+        ),
+        (
+            "nmnist_small",
+            'sha256 = "',
+            'sha256 = "z',
+            "files[0].sha256: expected 64 lower-case hexadecimal digits, got 'z",
+        ),
         ("nmnist_small", "[sensor]", "[scene]\n[sensor]", "scene: expected no table for events-hdf5"),
-        ("nmnist_small", "seed = 1", "seed = 1\ntest = 0.1", "split.test: expected 0, the source has its own set, got 0.1"),
+        (
+            "nmnist_small",
+            "seed = 1",
+            "seed = 1\ntest = 0.1",
+            "split.test: expected 0, the source has its own set, got 0.1",
+        ),
         ("nmnist_small", 'licence = "', 'licence = ""#', "licence: expected some text, got ''"),
-        ("nmnist", 'reader = "bin"', 'reader = "bim"', "layout.reader: expected one of bin, aedat2, aedat3, aedat4, dat"),
+        (
+            "nmnist",
+            'reader = "bin"',
+            'reader = "bim"',
+            "layout.reader: expected one of bin, aedat2, aedat3, aedat4, dat",
+        ),
         ("nmnist", 'reader = "bin"', "", "layout.reader: expected it with format folders only, got format folders"),
-        ("nmnist", 'urls = ["https://', 'urls = ["smb://', "files[0].urls: expected http, https or ftp addresses, got 'smb://"),
+        (
+            "nmnist",
+            'urls = ["https://',
+            'urls = ["smb://',
+            "files[0].urls: expected http, https or ftp addresses, got 'smb://",
+        ),
     ],
 )
 def test_bad_recipe_names_file_and_key(tmp_path, name, old, new, message):
@@ -118,7 +178,9 @@ def test_bad_recipe_names_file_and_key(tmp_path, name, old, new, message):
 
 
 def test_unknown_name_lists_known_ones():
-    with pytest.raises(ValueError, match="unknown dataset 'mnist': expected one of asldvs, braille27, braille7, cifar10dvs, "):
+    with pytest.raises(
+        ValueError, match="unknown dataset 'mnist': expected one of asldvs, braille27, braille7, cifar10dvs, "
+    ):
         load_recipe("mnist")
 
 

@@ -107,7 +107,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> PackedFrames:
     return PackedFrames(make("digits", cache=tmp_path_factory.mktemp("cache")), "validation")
 
 
-def epoch_of(data: AugmentedFrames, order: list[int], workers: int, batch: int) -> dict[int, tuple[list[int], list[float]]]:
+def epoch_of(
+    data: AugmentedFrames, order: list[int], workers: int, batch: int
+) -> dict[int, tuple[list[int], list[float]]]:
     """Words and label of each sample, read in that order."""
     loader = DataLoader(
         data, batch, sampler=order, collate_fn=collate, num_workers=workers,

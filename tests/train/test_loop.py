@@ -21,7 +21,10 @@ def weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
 
 
 def without_times(folder: Path) -> list[dict[str, float]]:
-    return [{name: value for name, value in row.items() if name not in ("seconds", "waited")} for row in read_metrics(folder)]
+    return [
+        {name: value for name, value in row.items() if name not in ("seconds", "waited")}
+        for row in read_metrics(folder)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,8 @@ def test_workers_change_nothing_but_who_reads(config: TrainConfig, tmp_path: Pat
     config = replace(config, optim=replace(config.optim, epochs=2))
     data = replace(config.data, augment=Augment(shift=1, drop=0.2))
     folders = [
-        train(replace(config, data=replace(data, workers=n), output=str(tmp_path / f"w{n}")), quiet=True) for n in (0, 2)
+        train(replace(config, data=replace(data, workers=n), output=str(tmp_path / f"w{n}")), quiet=True)
+        for n in (0, 2)
     ]
     assert without_times(folders[0]) == without_times(folders[1])
 

@@ -44,7 +44,9 @@ def check_readable(path: Path) -> None:
     """
     limit = SECONDS + path.stat().st_size / _BYTES_A_SECOND
     try:
-        result = subprocess.run([sys.executable, "-I", "-c", _READ_ALL, str(path)], capture_output=True, timeout=limit, check=False)
+        result = subprocess.run(
+            [sys.executable, "-I", "-c", _READ_ALL, str(path)], capture_output=True, timeout=limit, check=False
+        )
     except subprocess.TimeoutExpired:
         raise _damaged(path, f"takes HDF5 more than {limit:.0f} s to read") from None
     if result.returncode < 0:

@@ -125,7 +125,10 @@ def ragged(name, value):
     [
         (replace("spikes", None), "expected a group 'spikes', got none"),
         (replace("spikes/units", None), "/spikes/units: expected a dataset, got none"),
-        (replace("spikes/times", np.zeros(8)), "/spikes/times: expected integers with 1 axes, got float64"),
+        (
+            replace("spikes/times", np.zeros(8)),
+            "/spikes/times: expected arrays or texts of free length with 1 axes, got float64",
+        ),
         (replace("labels", np.zeros(7, int)), "/spikes/times: expected 7 rows, one a label, got 8"),
         (replace("labels", np.full(8, 4)), r"/labels: expected 0\.\.3, got 4 for record 0"),
         (replace("extra/speaker", np.zeros(3, int)), "/extra/speaker: expected 8 entries, one a label, got 3"),

@@ -8,7 +8,7 @@ from write_sources import a_recipe, random_events, write_events_hdf5, write_idx,
 
 from tbnn.data.events import check_events
 from tbnn.data.recipe import Layout
-from tbnn.data.sources import open_source
+from tbnn.data.sources import guard, open_source
 
 
 def small_events(path):
@@ -82,9 +82,42 @@ def test_damaged_copies(tmp_path, write):
     assert problem_of(recipe, tmp_path) == ""
     rng = np.random.default_rng(5)
     problems = []
-    for _ in range(120):
+    ragged = b"GCOL" in data  # read in a process of its own each time
+    for _ in range(40 if ragged else 120):
         path.write_bytes(damaged(data, rng))
         problems.append(problem_of(recipe, tmp_path))
     refused = [problem for problem in problems if problem]
-    assert len(refused) > 20
+    assert len(refused) > len(problems) // 6
     assert all(problem.startswith(str(tmp_path)) for problem in refused)
+
+
+def test_a_file_that_would_hang_or_crash_hdf5_is_refused(tmp_path, monkeypatch):
+    """The size of the third array in the heap, 512 bytes too large: HDF5 2.0.0 loops for ever."""
+    monkeypatch.setattr(guard, "SECONDS", 2.0)
+    path = tmp_path / "spikes.h5"
+    recipe = small_spikes(path)
+    data = bytearray(path.read_bytes())
+    heap = data.find(b"GCOL")
+    assert int.from_bytes(data[heap + 104 : heap + 112], "little") == 18  # 9 times of 2 bytes
+    data[heap + 105] = 2
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"^{path}: expected a whole HDF5 file, got one that "):
+        open_source(recipe, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [small_spikes, small_ntidigits])
+def test_altered_ragged_files(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(guard, "SECONDS", 2.0)
+    path = tmp_path / "images-idx3"
+    recipe = write(path)
+    data = path.read_bytes()
+    heap = data.find(b"GCOL")
+    rng = np.random.default_rng(3)
+    for _ in range(150):
+        out = bytearray(data)
+        for at in (rng.integers(len(out)), max(heap, 0) + rng.integers(300)):
+            out[at] = rng.choice([0, 255, out[at] ^ (1 << rng.integers(8))])
+        path.write_bytes(out)
+        problem = problem_of(recipe, tmp_path)
+        assert not problem or problem.startswith(str(tmp_path))
