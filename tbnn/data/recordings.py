@@ -36,10 +36,11 @@ class Recordings:
     def take(self, which: npt.NDArray[np.integer]) -> "Recordings":
         """The recordings number ``which`` (M,), in that order."""
         read, words = self.read, self.words
+        names: list[str] = [self.names[i] for i in which.tolist()]
         return Recordings(
             self.labels[which],
             self.index[which],
-            [self.names[i] for i in which.tolist()],
+            names,
             lambda i: read(int(which[i])),
             None if self.groups is None else self.groups[which],
             None if words is None else lambda i: words(int(which[i])),
