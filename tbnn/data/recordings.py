@@ -36,7 +36,7 @@ class Recordings:
     def take(self, which: npt.NDArray[np.integer]) -> "Recordings":
         """The recordings number ``which`` (M,), in that order."""
         read, words = self.read, self.words
-        names: list[str] = [self.names[i] for i in which.tolist()]
+        names: list[str] = [self.names[int(i)] for i in which]
         return Recordings(
             self.labels[which],
             self.index[which],
