@@ -77,7 +77,6 @@ def _get(recipe: Recipe, file: SourceFile, path: Path, download: bool) -> None:
                 aside = path.with_name(f"{path.name}.mismatch")
                 part.replace(aside)
                 problems[-1] += f" (kept aside as {aside})"
-            log.warning("%s", problems[-1])
             continue
         part.replace(path)
         return
@@ -88,13 +87,14 @@ def _get(recipe: Recipe, file: SourceFile, path: Path, download: bool) -> None:
 def _by_hand(recipe: Recipe, missing: str, folder: Path) -> str:
     """What to say when something is neither there nor to be had."""
     what = f"{recipe.name}: expected {missing}, looked in {folder}, found no such file. By hand:"
-    where = (
-        f"put it at {folder / PurePosixPath(missing).name}, or name the folder that holds {missing} with --source FOLDER "
-        "(of `tbnn train`: --data.source FOLDER, in Python: source=FOLDER)."
-    )
+    option = "--source FOLDER (of `tbnn train`: --data.source FOLDER, in Python: source=FOLDER)."
     if not recipe.manual:
-        return f"{what} get {PurePosixPath(missing).name} from {recipe.source}; {where}"
-    return f"{what}\n\n{recipe.manual.strip()}\n\nThe dataset's folder is {folder}; {where}"
+        name = PurePosixPath(missing).name
+        return (
+            f"{what} get {name} from {recipe.source}; put it at {folder / name}, or name the folder that holds {missing} "
+            f"with {option}"
+        )
+    return f"{what}\n\n{recipe.manual.strip()}\n\nThe dataset's folder is {folder}, or another one that you name with {option}"
 
 
 def _download(url: str, part: Path, file: SourceFile) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import h5py
 
+_MOST_GROWTH = 1100  # deflate's limit is 1,032
 _KINDS = {"i": "integers", "f": "floats", "S": "texts", "O": "arrays or texts of free length"}
 
 
@@ -39,7 +40,10 @@ def get_group(file: "h5py.File", name: str, path: Path) -> "h5py.Group":
 
 
 def get_dataset(group: "h5py.Group", name: str, path: Path, ndim: int, kinds: str = "biu") -> "h5py.Dataset":
-    """The dataset of that name, with ``ndim`` axes and a dtype of one of the NumPy ``kinds``."""
+    """The dataset of that name, with ``ndim`` axes and a dtype of one of the NumPy ``kinds``.
+
+    One that claims more than 1,100 times the file's size and a MiB is refused: no compression goes that far.
+    """
     import h5py
 
     found = group.get(name)
@@ -49,6 +53,11 @@ def get_dataset(group: "h5py.Group", name: str, path: Path, ndim: int, kinds: st
     if len(found.shape or ()) != ndim or found.dtype.kind not in kinds:
         expected = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
         raise ValueError(f"{where}: expected {expected} with {ndim} axes, got {found.dtype} {found.shape}")
+    most = _MOST_GROWTH * path.stat().st_size + (1 << 20)
+    if found.size * found.dtype.itemsize > most:
+        raise ValueError(
+            f"{where}: expected at most {most:,} bytes in a file of this size, got {found.dtype} {found.shape}"
+        )
     return found
 
 

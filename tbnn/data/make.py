@@ -1,5 +1,6 @@
 """From a recipe to a packed file."""
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -41,7 +42,7 @@ def make(
     Args:
         name: a shipped recipe, or the path of a .toml recipe.
         source: folder of the recordings, in which (or in whose subfolder ``name``) the recipe's files lie or are
-            downloaded to; default: ``sources`` in the cache folder. Not needed for generated datasets.
+            downloaded to; default: ``sources/name`` in the cache folder. Not needed for generated datasets.
         cache: folder of the packed files; default: tbnn's folder in the user's cache.
         force: make the file again even if it is there.
         download: fetch what is missing, where the recipe has an address.
@@ -60,10 +61,10 @@ def make(
 
     recipe = with_frames(load_recipe(name), **frames)
     folder = default_cache() if cache is None else Path(cache)
-    root = folder / "sources" if source is None else Path(source)
+    recordings = folder / "sources" / recipe.name if source is None else dataset_folder(recipe, Path(source))
     digest = recipe_hash(recipe)
     path = folder / f"{recipe.name}-{digest[:12]}.h5"
-    if not force and _is_valid(path, digest) and not _changed(recipe, path, root):
+    if not force and _is_valid(path, digest) and not _changed(recipe, path, recordings):
         return path
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,9 +73,9 @@ def make(
     try:
         with FileLock(lock):
             made_meanwhile = path.exists() and path.stat().st_ino != before
-            if (force and not made_meanwhile) or not _is_valid(path, digest) or _changed(recipe, path, root):
+            if (force and not made_meanwhile) or not _is_valid(path, digest) or _changed(recipe, path, recordings):
                 _announce(path, recipe)
-                _write(recipe, path, root, download, compression)
+                _write(recipe, path, recordings, download, compression)
     finally:
         if not path.exists():
             _leave_nothing(folder, lock, existed)
@@ -133,11 +134,11 @@ def _is_valid(path: Path, digest: str) -> bool:
         return False
 
 
-def _changed(recipe: Recipe, path: Path, root: Path) -> bool:
+def _changed(recipe: Recipe, path: Path, recordings: Path) -> bool:
     """Whether recordings that no checksum pins are other ones than those the file was made of."""
     if recipe.format in GENERATED or _is_pinned(recipe):
         return False
-    now = _fingerprint(recipe, dataset_folder(recipe, root))
+    now = _fingerprint(recipe, recordings)
     changed = now not in ("", read_info(path).fingerprint)
     if changed:
         log.info("%s: the recordings have changed; it is made again", path)
@@ -179,13 +180,13 @@ def _leave_nothing(folder: Path, lock: Path, existed: bool) -> None:
         folder.rmdir()
 
 
-def _write(recipe: Recipe, path: Path, root: Path, download: bool, compression: str) -> None:
+def _write(recipe: Recipe, path: Path, recordings: Path, download: bool, compression: str) -> None:
     """Write the packed file of a recipe."""
     if recipe.format in GENERATED:
         splits, fingerprint = {"train": _generate(recipe)}, ""
     else:
-        splits, fingerprint = _open(recipe, root, download)
-    packed = {name: _packed(recordings, recipe) for name, recordings in _split(splits, recipe).items()}
+        splits, fingerprint = _open(recipe, recordings, download)
+    packed = {name: _packed(split, recipe) for name, split in _split(splits, recipe).items()}
     progress = _Progress(path.name, sum(len(split.labels) for split in packed.values()))
     write_store(path, recipe, packed, compression=compression, fingerprint=fingerprint, progress=progress)
 
@@ -219,27 +220,24 @@ def _split(splits: dict[str, Recordings], recipe: Recipe) -> dict[str, Recording
     return splits
 
 
-def _open(recipe: Recipe, root: Path, download: bool) -> tuple[dict[str, Recordings], str]:
-    """The recordings of a source, fetched if need be, and its fingerprint."""
+def _open(recipe: Recipe, folder: Path, download: bool) -> tuple[dict[str, Recordings], str]:
+    """The recordings in a folder, fetched if need be, and their fingerprint."""
     from filelock import FileLock
 
     from tbnn.data.sources import open_source
 
-    folder = dataset_folder(recipe, root)
-    if download and any(file.urls for file in recipe.files) and folder == root and not _all_there(recipe, root):
-        folder = root / recipe.name
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".fetch.lock"):
-            fetch(recipe, folder, download=True)
+    if all((folder / (file.unpacks or file.path)).exists() for file in recipe.files):
+        fetch(recipe, folder, download=False)  # writes nothing: the folder may be read-only
     else:
-        fetch(recipe, folder, download=download)
+        archives = all((folder / file.path).exists() for file in recipe.files)
+        can_download = download and any(file.urls for file in recipe.files)
+        if can_download and not archives and folder.name != recipe.name:
+            folder = folder / recipe.name  # one folder for many datasets: each downloads into its own
+        if can_download:
+            folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".fetch.lock") if folder.is_dir() else contextlib.nullcontext():
+            fetch(recipe, folder, download=download)
     return open_source(recipe, folder), _fingerprint(recipe, folder)
-
-
-def _all_there(recipe: Recipe, folder: Path) -> bool:
-    return all(
-        (folder / (file.unpacks or file.path)).exists() or (folder / file.path).exists() for file in recipe.files
-    )
 
 
 def _generate(recipe: Recipe) -> Recordings:

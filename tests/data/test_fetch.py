@@ -150,7 +150,7 @@ def test_no_network_says_what_to_get_and_where_to_put_it(wants, tmp_path):
     message = str(error.value)
     assert "tiny: expected a.bin, looked in" in message
     assert "By hand:\n\nopen example.org/data and take a.bin (5 GB)\n\nThe dataset's folder is" in message
-    assert f"put it at {tmp_path / 'a.bin'}, or name the folder that holds a.bin with --source FOLDER" in message
+    assert f"The dataset's folder is {tmp_path}, or another one that you name with --source FOLDER" in message
     assert re.search(r"http://127\.0\.0\.1:9/a\.bin: .*(refused|Errno)", message)
     assert not list(tmp_path.iterdir())
 

@@ -95,7 +95,7 @@ def test_default_cache_is_the_users(events_source, tmp_path, monkeypatch):
 def test_missing_source_says_which_where_and_how(events_source, tmp_path):
     toml, _ = events_source
     nowhere = tmp_path / "nowhere"
-    for source, looked in ((None, tmp_path / "cache" / "sources"), (nowhere, nowhere)):
+    for source, looked in ((None, tmp_path / "cache" / "sources" / "tiny"), (nowhere, nowhere)):
         with pytest.raises(FileNotFoundError) as error:
             make(toml, source=source, cache=tmp_path / "cache")
         message = str(error.value)
@@ -347,3 +347,36 @@ def test_real_braille_keeps_every_spike(shared_data, tmp_path):
                 unpacked(split).reshape(len(split), 256, 12), source["spikes"][()][split.index]
             )
             np.testing.assert_array_equal(split.labels, source["labels"][()][split.index])
+
+
+def test_a_dataset_is_downloaded_into_a_folder_of_its_own(events_source, tmp_path, monkeypatch):
+    """With --source naming a folder for many datasets, with one naming this one, and without."""
+    toml, folder = events_source
+    toml.write_text(
+        toml.read_text().replace('path = "tiny.h5"', 'path = "tiny.h5"\nurls = ["http://127.0.0.1:9/t.h5"]')
+    )
+    asked = []
+
+    def download(_, part, __):
+        asked.append(part.parent)
+        part.write_bytes((folder / "tiny.h5").read_bytes())
+
+    monkeypatch.setattr("tbnn.data.fetch._download", download)
+    many, own, cache = tmp_path / "many", tmp_path / "own" / "tiny", tmp_path / "cache"
+    paths = [make(toml, source=source, cache=cache, force=True) for source in (many, own, None)]
+    assert asked == [many / "tiny", own, cache / "sources" / "tiny"]
+    make(toml, source=many, cache=cache, force=True)
+    make(toml, source=folder, cache=cache, force=True)  # it is there already
+    assert len(asked) == 3
+    assert len(set(paths)) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+def test_nothing_is_written_into_a_folder_that_has_everything(events_source, tmp_path):
+    toml, folder = events_source
+    toml.write_text(
+        toml.read_text().replace('path = "tiny.h5"', 'path = "tiny.h5"\nurls = ["http://127.0.0.1:9/t.h5"]')
+    )
+    before = sorted(folder.iterdir())
+    make(toml, source=folder, cache=tmp_path / "cache")
+    assert sorted(folder.iterdir()) == sorted([*before, tmp_path / "cache"])

@@ -2,6 +2,7 @@
 
 import gzip
 
+import h5py
 import numpy as np
 import pytest
 from write_sources import a_recipe, random_events, write_events_hdf5, write_idx, write_ntidigits, write_spikes
@@ -121,3 +122,14 @@ def test_altered_ragged_files(tmp_path, monkeypatch, write):
         path.write_bytes(out)
         problem = problem_of(recipe, tmp_path)
         assert not problem or problem.startswith(str(tmp_path))
+
+
+def test_a_small_file_that_claims_a_terabyte_is_refused(tmp_path):
+    path = tmp_path / "events.h5"
+    recipe = small_events(path)
+    with h5py.File(path, "r+") as file:
+        for name in ("labels", "x"):
+            del file[f"train/{name}"]
+            file["train"].create_dataset(name, (1 << 40,), np.uint8, chunks=(1 << 16,), compression="gzip")
+    with pytest.raises(ValueError, match=rf"^{path}: /train/\w+: expected at most [\d,]+ bytes in a file of this size"):
+        open_source(recipe, tmp_path)
