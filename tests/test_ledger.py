@@ -79,3 +79,16 @@ def test_quantisation_ratios() -> None:
         time = f"{1 / row['ratio']:.2f}"
         memory = f"{row['memory_of_theirs']:.2f}" if "memory_of_theirs" in row else ""
         assert f"| {row['shape']} | {row['theirs']} | {time} | {memory} |" in TEXTS["experiments/README.md"]
+
+
+def test_data_figures() -> None:
+    rows = json.loads((ROOT / "experiments/speed/results/data.cpu.json").read_text())["rows"]
+    ledger = TEXTS["experiments/README.md"]
+    for row in rows:
+        assert f"| {row['shape']} | {row['theirs']} | {row['ratio']:.1f} |" in ledger
+        if "events_per_s" in row:
+            assert f"{row['events_per_s'] / 1e6:.0f} " in ledger
+    for size in rows[2]["bytes"].values():
+        assert f"{size:,.0f} " in ledger
+    for share in rows[0]["waiting"].values():
+        assert f"{100 * share:.1f} %" in ledger
