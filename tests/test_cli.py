@@ -180,7 +180,7 @@ def test_bad_arguments(
 def test_bad_files(refused: Run, finished: Path, tmp_path: Path) -> None:
     model = (finished / "model.tbnn").read_bytes()
     (tmp_path / "cut.tbnn").write_bytes(model[:-20])
-    (tmp_path / "newer.tbnn").write_bytes(model.replace(b'\\"version\\": 1', b'\\"version\\": 9'))
+    (tmp_path / "newer.tbnn").write_bytes(model.replace(b'\\"version\\": 2', b'\\"version\\": 9'))
     (tmp_path / "foreign.h5").write_bytes(b"not HDF5 at all")
     assert model != (tmp_path / "newer.tbnn").read_bytes()
     assert "cut.tbnn" in refused("info", str(tmp_path / "cut.tbnn"))

@@ -204,7 +204,7 @@ def _storage(packed: PackedNetwork) -> list[dict[str, Any]]:
     for layer in packed.linear_layers:
         weights = layer.spec.in_features * layer.spec.out_features
         stored = sum(tensor.nbytes for tensor in layer.tensors().values())
-        signs_and_scales = sum(t.nbytes for t in (layer.signs, layer.scale, layer.offset) if t is not None)
+        signs_and_scales = sum(t.nbytes for t in (layer.planes, layer.scale, layer.offset) if t is not None)
         rows.append(
             {
                 "layer": layer.spec.name,

@@ -18,6 +18,8 @@ class LayerCounts:
             a call; a spiking layer writes its packed output words; a readout writes 4 bytes a value. Currents and
             membranes, which stay in the working buffer of one chunk of time, are not counted.
         firing_rate: spikes / neuron_updates; None where nothing can spike.
+        path: of weights: which product ran, "dense" (popcounts), "events" (columns of the inputs that spiked), "windows" (the
+            kernel slid over the frames), or how often each.
     """
 
     name: str
@@ -28,6 +30,7 @@ class LayerCounts:
     neuron_updates: int = 0
     bytes_moved: int = 0
     firing_rate: float | None = None
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Counts:
             for key in ("dense_synops", "effective_synops", "spikes", "neuron_updates", "bytes_moved")
         }
         spiking = sum(layer.neuron_updates for layer in self.layers if layer.firing_rate is not None)
-        return LayerCounts("total", "network", **sums, firing_rate=sums["spikes"] / spiking if spiking else None)
+        return LayerCounts(
+            "total", "network", **sums, path="", firing_rate=sums["spikes"] / spiking if spiking else None
+        )
 
     def table(self) -> list[dict[str, Any]]:
         """One plain row a layer, and the total last."""

@@ -41,6 +41,25 @@ def scale_block(product, ones, scale, offset, first, bias, y):  # pyright: ignor
 
 
 @kernel
+def scale_channels(product, totals, scale, offset, bias, y):  # pyright: ignore
+    """y[m, n] = scale[n]·product[m, n] + offset[n]·totals[m] + bias[n]; offset and bias where they have values.
+
+    product (M, N, P) and totals (M, P) int32; scale (N,), offset and bias (N,) or (0,), and y (M, N, P) float32.
+    """
+    frames, channels, pixels = product.shape
+    for task in prange(frames * channels):
+        m, n = task // channels, task % channels
+        for i in range(pixels):
+            y[m, n, i] = np.float32(product[m, n, i]) * scale[n]
+        if offset.size > 0:
+            for i in range(pixels):
+                y[m, n, i] += np.float32(totals[m, i]) * offset[n]
+        if bias.size > 0:
+            for i in range(pixels):
+                y[m, n, i] += bias[n]
+
+
+@kernel
 def packed_lif(current, beta, threshold, reset, v, words):  # pyright: ignore
     """Advance neurons by current (T, B, N) float32: v (B, N) in place, words (T, B, ceil(N/32)) uint32 filled.
 

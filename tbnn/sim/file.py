@@ -1,6 +1,6 @@
 """The ``.tbnn`` file: safetensors whose metadata hold a JSON header, and a digest of both.
 
-Metadata ``tbnn`` is ``{"format": "tbnn", "version": 1, "in_features": …, "layers": [spec, …], "provenance": {…}}``,
+Metadata ``tbnn`` is ``{"format": "tbnn", "version": 2, "in_features": …, "layers": [spec, …], "provenance": {…}}``,
 a spec as in :mod:`tbnn.sim.layers` with its ``kind``; ``sha256`` is over that text and every tensor. Tensors are named
 "layers.0.signs", "layers.1.recurrent_layer.scale", …: the layer's name, then the tensor's. Nothing is unpickled.
 """
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,21 +19,32 @@ from torch import Tensor
 
 from tbnn.files import replacing
 from tbnn.sim.layers import (
+    ConvSpec,
+    DelaySpec,
+    EdgeSpec,
     IntegratorSpec,
     LeakySpec,
     LinearSpec,
+    PackedConv,
+    PackedDelay,
+    PackedEdge,
     PackedIntegrator,
     PackedLayer,
     PackedLeaky,
     PackedLinear,
+    PackedPool,
+    PackedVoting,
+    PoolSpec,
     Shapes,
+    Spec,
+    VotingSpec,
+    inner_linear,
 )
 
-FORMAT, VERSION = "tbnn", 1
+FORMAT, VERSION = "tbnn", 2
 HEADER_KEYS = ("format", "version", "in_features", "layers", "provenance")
 
-Spec = LinearSpec | LeakySpec | IntegratorSpec
-SPECS: dict[str, type[Spec]] = {spec.kind: spec for spec in (LinearSpec, LeakySpec, IntegratorSpec)}
+SPECS: dict[str, type[Spec]] = {spec.kind: spec for spec in get_args(Spec)}
 
 # safetensors' names of the two dtypes that occur.
 DTYPES = {"I32": torch.int32, "F32": torch.float32}
@@ -45,8 +56,8 @@ def all_tensors(layers: tuple[PackedLayer, ...]) -> dict[str, Tensor]:
     """Every stored tensor, by its name in the file."""
     tensors: dict[str, Tensor] = {}
     for layer in layers:
-        feedback = layer.feedback if isinstance(layer, PackedLeaky) else None
-        for part in (layer, *([] if feedback is None else [feedback])):
+        inner = inner_linear(layer)
+        for part in (layer, *([] if inner is None or inner is layer else [inner])):
             tensors |= {f"{part.spec.name}.{key}": tensor for key, tensor in part.tensors().items()}
     return tensors
 
@@ -149,8 +160,12 @@ def _typed(cls: type[Any], values: Any) -> Any:
     values = dict(values)
     for f in fields(cls):
         value = values[f.name]
-        if f.type == LinearSpec | None:
-            values[f.name] = None if value is None else _typed(LinearSpec, value)
+        if f.type == LinearSpec or f.type == LinearSpec | None:
+            values[f.name] = None if value is None and f.type != LinearSpec else _typed(LinearSpec, value)
+        elif get_origin(f.type) is tuple:
+            if not isinstance(value, list) or [type(v) for v in value] != list(get_args(f.type)):
+                raise ValueError(f"header: {cls.kind}: {f.name}: expected {f.type}, got {value!r:.60}")
+            values[f.name] = tuple(value)
         elif type(value) is not f.type:
             raise ValueError(f"header: {cls.kind}: {f.name}: expected {f.type}, got {value!r:.60}")
     return cls(**values)
@@ -159,7 +174,8 @@ def _typed(cls: type[Any], values: Any) -> Any:
 def expected_tensors(specs: list[Spec]) -> Shapes:
     """Dtype and shape of every tensor of a file with these layers."""
     feedbacks = [spec.feedback for spec in specs if isinstance(spec, LeakySpec) and spec.feedback is not None]
-    parts = [(spec.name, spec.shapes()) for spec in (*specs, *feedbacks)]
+    kernels = [spec.kernel for spec in specs if isinstance(spec, ConvSpec)]
+    parts = [(spec.name, spec.shapes()) for spec in (*specs, *feedbacks, *kernels)]
     expected: Shapes = {}
     for name, shapes in parts:
         for key, shape in shapes.items():
@@ -187,6 +203,17 @@ def _layer(spec: Spec, tensors: dict[str, Tensor]) -> PackedLayer:
     own = {key: tensors[f"{spec.name}.{key}"] for key in spec.shapes()}
     if isinstance(spec, LinearSpec):
         return PackedLinear(spec, **own)
+    if isinstance(spec, ConvSpec):
+        kernel = _layer(spec.kernel, tensors)
+        return PackedConv(spec, kernel)  # pyright: ignore[reportArgumentType]
+    if isinstance(spec, PoolSpec):
+        return PackedPool(spec)
+    if isinstance(spec, EdgeSpec):
+        return PackedEdge(spec)
+    if isinstance(spec, VotingSpec):
+        return PackedVoting(spec)
+    if isinstance(spec, DelaySpec):
+        return PackedDelay(spec, **own)
     if isinstance(spec, IntegratorSpec):
         return PackedIntegrator(spec, **own)
     feedback = None if spec.feedback is None else _layer(spec.feedback, tensors)

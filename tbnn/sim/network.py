@@ -14,14 +14,10 @@ from tbnn.bits import check_words, has_stray_bits, pack_bits, words_for
 from tbnn.ops.kernels import as_numpy
 from tbnn.sim import file
 from tbnn.sim.counts import Counts
-from tbnn.sim.layers import PackedLayer, PackedLeaky, PackedLinear, check_order
-from tbnn.sim.run import LinearRun, NeuronState, run_chunk, spikes_in, start
+from tbnn.sim.layers import PackedLayer, PackedLeaky, PackedLinear, Wire, check_order, inner_linear, outputs_of
+from tbnn.sim.stream import State, Stream, load_state
 
-# A chunk of time holds about this many currents of the widest layer: a few MB, whatever the length of the sequence.
-CHUNK_VALUES = 1 << 20
 RECORDS = ("spikes",)
-
-State = tuple[NeuronState | None, ...]
 
 
 class SimulationResult(NamedTuple):
@@ -47,6 +43,7 @@ class PackedNetwork:
         layers: see :mod:`tbnn.sim.layers`.
         in_features: how many bits enter at each step.
         provenance: where it comes from: plain values that JSON can hold.
+        output: what leaves the last layer: how many, and whether bits.
 
     Raises ``ValueError`` where the layers do not fit each other.
     """
@@ -54,19 +51,15 @@ class PackedNetwork:
     layers: tuple[PackedLayer, ...]
     in_features: int
     provenance: dict[str, Any] = field(default_factory=dict)
+    output: Wire = field(init=False)
 
     def __post_init__(self) -> None:
-        check_order(self.layers, self.in_features)
+        object.__setattr__(self, "output", check_order(self.layers, self.in_features))
 
     @property
     def linear_layers(self) -> list[PackedLinear]:
         """Every layer of weights, feedback included."""
-        found: list[PackedLinear] = []
-        for layer in self.layers:
-            inner = layer.feedback if isinstance(layer, PackedLeaky) else layer
-            if isinstance(inner, PackedLinear):
-                found.append(inner)
-        return found
+        return [inner for layer in self.layers if (inner := inner_linear(layer)) is not None]
 
     @property
     def spiking_layers(self) -> dict[str, PackedLeaky]:
@@ -138,46 +131,45 @@ class PackedNetwork:
             ValueError: x of another width or with values other than 0 and 1, words with padding bits set, an empty
                 sequence, another device, an unknown record, a state that does not fit.
         """
-        self._check_request(x, device, record)
-        steps, batch = x.shape[:2]
-        if state is not None and len(state) != len(self.layers):
-            raise ValueError(f"state: expected one entry for each of {len(self.layers)} layers, got {len(state)}")
-        runs = start(self.layers, batch, state if state is not None else (None,) * len(self.layers))
-        kept, input_spikes = self._outputs(steps, batch, bool(record)), 0
-        chunk_steps = self._chunk_steps(batch)
-        for lo in range(0, steps, chunk_steps):
-            words = self._packed(x[lo : lo + chunk_steps])
-            input_spikes += int(spikes_in(words).sum(dtype="int64"))
-            out = run_chunk(runs, words)
-            for name, whole in kept.items():
-                whole[lo : lo + chunk_steps] = out[name]
-        last, spiking = self.layers[-1].spec.name, isinstance(self.layers[-1], PackedLeaky)
+        self._check_request(device, record)
+        self.check_input(x)
+        stream = Stream(self, x.shape[1], state, spikes=bool(record))
+        output, spikes = stream.push(x)
+        spiking = self.output.bits
         return SimulationResult(
-            readout=None if spiking else torch.from_numpy(kept[last]),
-            output_spikes=torch.from_numpy(kept[last]) if spiking else None,
-            spikes={name: torch.from_numpy(kept[name]) for name in self.spiking_layers} if record else {},
-            counts=Counts(steps, batch, input_spikes, tuple(row for run in runs for row in run.counts())),
-            state=tuple(None if isinstance(run, LinearRun) else run.state() for run in runs),
+            readout=None if spiking else output,
+            output_spikes=output if spiking else None,
+            spikes=spikes,
+            counts=stream.counts,
+            state=stream.state,
         )
 
-    def _outputs(self, steps: int, batch: int, with_spikes: bool) -> dict[str, npt.NDArray[Any]]:
-        """Room for what is returned, by layer: the last layer's output, and every layer's spikes if recorded."""
-        room: dict[str, npt.NDArray[Any]] = {}
-        for layer in self.layers:
-            last = layer is self.layers[-1]
-            if isinstance(layer, PackedLeaky) and (last or with_spikes):
-                room[layer.spec.name] = np.empty((steps, batch, words_for(layer.spec.features)), np.int32)
-            elif last:
-                size = layer.spec.out_features if isinstance(layer, PackedLinear) else layer.spec.features
-                room[layer.spec.name] = np.empty((steps, batch, size), np.float32)
-        return room
+    def open_stream(
+        self, batch: int = 1, *, record: Collection[str] = (), state: State | str | Path | None = None
+    ) -> Stream:
+        """A simulation that goes on: push bits, take what leaves, any number of steps at a time.
 
-    def _check_request(self, x: Tensor, device: str | torch.device, record: Collection[str]) -> None:
+        Args:
+            batch: number of samples that run side by side.
+            record: as for :meth:`simulate`.
+            state: to go on from: the ``state`` of a stream or a result, or a file that :meth:`Stream.save_state` wrote.
+
+        Raises:
+            ValueError: a batch below 1, an unknown record, a state that does not fit; FileNotFoundError: no such file.
+        """
+        self._check_request("cpu", record)
+        given = load_state(state, len(self.layers)) if isinstance(state, str | Path) else state
+        return Stream(self, batch, given, spikes=bool(record))
+
+    def _check_request(self, device: str | torch.device, record: Collection[str]) -> None:
         if str(device) != "cpu":
             raise ValueError(f"simulate: device: expected 'cpu', got {str(device)!r}")
         unknown = [name for name in ([record] if isinstance(record, str) else record) if name not in RECORDS]
         if unknown or isinstance(record, str):
             raise ValueError(f"simulate: record: expected names among {RECORDS}, got {record!r}")
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ``ValueError`` unless x is packed words (T, B, words) or frames (T, B, features...) on the CPU."""
         if not isinstance(x, Tensor) or x.device.type != "cpu":
             raise ValueError(f"simulate: expected a tensor on the CPU, got {getattr(x, 'device', type(x).__name__)}")
         packed = x.dtype == torch.int32
@@ -193,11 +185,12 @@ class PackedNetwork:
                 f"simulate: expected {self.in_features} values a frame, got {x[0, 0].numel()} (shape {tuple(x.shape)})"
             )
 
-    def _chunk_steps(self, batch: int) -> int:
-        widest = max(layer.spec.out_features for layer in self.linear_layers)
-        return max(1, CHUNK_VALUES // (batch * widest))
+    @property
+    def widest(self) -> int:
+        """The most values that leave a layer at a step."""
+        return max(outputs_of(layer) for layer in self.layers)
 
-    def _packed(self, x: Tensor) -> npt.NDArray[np.int32]:
+    def packed_words(self, x: Tensor) -> npt.NDArray[np.int32]:
         """A chunk of the input as packed words (t, B, words)."""
         words = x if x.dtype == torch.int32 else pack_bits(x.flatten(2))
         if has_stray_bits(words, self.in_features):

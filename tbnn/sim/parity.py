@@ -114,12 +114,14 @@ class Comparison(NamedTuple):
 
 
 def _compare(layer: nn.Module, current: Tensor, out: Tensor, spikes: Tensor) -> Comparison:
-    v = _membranes(layer, current)
+    excess, v = (values.flatten(2) for values in _membranes(layer, current))
     neuron: Any = getattr(layer, "neuron", layer)
-    threshold: Tensor = neuron.threshold
     # A denoised output is a·q + b: where a is 0 only the membrane tells the bit.
-    reference = out != 0 if neuron.spike_gradient.emit == "bits" else v > threshold
-    return Comparison(reference != spikes, (v - threshold).abs() < TOLERANCE * v.abs().clamp(min=1))
+    reference = out.flatten(2) != 0 if neuron.spike_gradient.emit == "bits" else excess > 0
+    near = excess.abs() < TOLERANCE * v.abs().clamp(min=1)
+    if neuron.winners is not None:
+        near = near | near.new_ones(()).expand_as(near)  # who wins hangs on every other neuron
+    return Comparison(reference != spikes, near)
 
 
 def _verdict(layers: tuple[LayerParity, ...], out: Tensor, result: SimulationResult, judged: Tensor) -> Parity:
@@ -137,13 +139,18 @@ def _first_step(wrong: Tensor) -> Tensor:
     return any_wrong.to(torch.uint8).argmax(0)
 
 
-def _membranes(layer: nn.Module, x: Tensor) -> Tensor:
-    """The membranes of a spiking layer at every step, by stepping it: currents (T, B, N) -> (T, B, N)."""
-    state, membranes = None, []
+def _membranes(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Membranes less thresholds, and membranes, of a spiking layer at every step, by stepping it; (T, B, features...)."""
+    neuron: Any = getattr(layer, "neuron", layer)
+    threshold, second = neuron.effective_threshold(x.shape[2:]), neuron.coefficients().second
+    state, excess, membranes = None, [], []
     for x_t in x.unbind(0):
         _, state = layer.step(x_t, state)  # pyright: ignore[reportCallIssue]
-        membranes.append(getattr(state, "neuron", state).v)
-    return torch.stack(membranes)
+        cell = getattr(state, "neuron", state)
+        adapted = threshold if second is None else threshold + second.to_threshold * cell.w
+        membranes.append(cell.v)
+        excess.append(cell.v - adapted)
+    return torch.stack(excess), torch.stack(membranes)
 
 
 @contextmanager

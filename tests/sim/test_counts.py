@@ -29,15 +29,18 @@ def test_counts_by_hand() -> None:
         LayerCounts(
             "layers.0", "linear", dense_synops=8 * 6, effective_synops=6 * 2,
             bytes_moved=8 * word + 4 * (2 + 2 + 2 + 2),  # signs, scales, offsets, bias
+            path="dense",
         ),
         LayerCounts(
             "layers.1.recurrent_layer", "linear", dense_synops=8 * 4,
             effective_synops=6 * 2,  # the one that fires, in two samples; nothing returns before the first step
             bytes_moved=8 * word + 4 * (2 + 2 + 2),
+            path="dense",
         ),
         LayerCounts("layers.1", "leaky", spikes=8, neuron_updates=16, bytes_moved=8 * word, firing_rate=0.5),
         LayerCounts(
-            "layers.2", "linear", dense_synops=8 * 6, effective_synops=8 * 3, bytes_moved=8 * word + 4 * (3 + 3 + 3 + 3)
+            "layers.2", "linear", dense_synops=8 * 6, effective_synops=8 * 3, bytes_moved=8 * word + 4 * (3 + 3 + 3 + 3),
+            path="dense",
         ),
         LayerCounts("layers.3", "integrator", neuron_updates=24, bytes_moved=8 * 3 * 4),
     )  # fmt: skip

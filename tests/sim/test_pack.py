@@ -6,7 +6,15 @@ from sim_networks import small_network
 from torch import Tensor, nn
 
 from tbnn.bits import pack_bits, unpack_bits
-from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent, Synaptic, TargetRate, Winners
+from tbnn.nn import (
+    BinaryConv2d,
+    BinaryLinear,
+    Leaky,
+    LeakyIntegrator,
+    Network,
+    Recurrent,
+    TargetRate,
+)
 from tbnn.nn.dropout import SpikeDropout
 from tbnn.nn.norm import TemporalBatchNorm
 from tbnn.sim import PackedIntegrator, PackedLeaky, PackedLinear, PackedNetwork, check_parity, pack
@@ -32,7 +40,8 @@ def test_signs_scales_and_offsets_are_the_layers_weights(block: int | None, form
     layer = BinaryLinear(70, 5, block=block, form=form)
     packed = pack(Network([layer])).layers[0]
     assert isinstance(packed, PackedLinear)
-    signs = 2 * unpack_bits(packed.signs, 70) - 1
+    signs = packed.values()
+    assert torch.equal(signs, 2 * unpack_bits(packed.planes[0], 70, torch.int32) - 1)
     per_input = torch.arange(70) // (block or 70)
     offset = torch.zeros_like(packed.scale) if packed.offset is None else packed.offset
     torch.testing.assert_close(signs * packed.scale[:, per_input] + offset[:, per_input], layer.quantized_weight().data)
@@ -94,14 +103,14 @@ LAYERS_REFUSED = [
     ([nn.Linear(7, 5)], r"layers\.0: Linear\(in_features=7.*float weights\) does not pack; what packs: BinaryLinear"),
     ([BinaryLinear(7, 5), nn.ReLU()], r"layers\.1: ReLU\(\) does not pack"),
     ([Louder(7, 5)], r"layers\.0: Louder.* does not pack"),
-    ([BinaryLinear(7, 5), Recurrent(NEURON, nn.Linear(5, 5))], r"layers\.1: expected Recurrent\(Leaky, BinaryLinear\)"),
+    (
+        [BinaryLinear(7, 5), Recurrent(NEURON, nn.Linear(5, 5))],
+        r"layers\.1: expected Recurrent\(neuron, BinaryLinear\)",
+    ),
     ([NEURON], r"layers\.0: expected a BinaryLinear first"),
     ([nn.Dropout(0.5)], r"expected a layer that packs"),
-    ([BinaryLinear(7, 5), Leaky(0.9, refractory=2)], r"layers\.1: Leaky\(.*refractory=2.* does not pack"),
-    ([BinaryLinear(7, 5), Leaky(0.9, activity=Winners(2))], r"layers\.1: Leaky\(.*Winners\(count=2\).* does not pack"),
-    ([BinaryLinear(7, 5), Synaptic(0.5, 0.9)], r"layers\.1: Synaptic\(.* does not pack"),
-    ([BinaryLinear(7, 5, bits=2)], r"layers\.0: expected bits=1 and sparsity=0"),
-    ([BinaryLinear(7, 5, sparsity=0.5)], r"layers\.0: expected bits=1 and sparsity=0"),
+    ([BinaryLinear(7, 5, bits=None, sparsity=0.5)], r"layers\.0: expected weights of 1 to 8 bits, got full precision"),
+    ([BinaryConv2d(2, 3, 3)], r"layers\.0: expected frames \(2, H, W\), got \(0,\); give Network an input_shape"),
     ([BinaryLinear(7, 5), Recurrent(Leaky(0.9), BinaryLinear(5, 5), delay=2)], r"layers\.1: expected .* of delay 1"),
     ([TemporalBatchNorm(7), BinaryLinear(7, 5)], r"layers\.0: expected a binary layer right before a norm"),
     ([BinaryLinear(7, 5), BinaryLinear(5, 5)], r"layers\.1: expected a binary layer, then a neuron"),
@@ -160,7 +169,7 @@ def test_a_norm_folds_and_a_homeostatic_threshold_is_the_one_in_force() -> None:
 
 def linear(signs: int = 0, **changes: object) -> PackedLinear:
     values = {"name": "x", "in_features": 7, "out_features": 2, "block": 7, "offset": False, "bias": False, **changes}
-    return PackedLinear(LinearSpec(**values), torch.full((2, 1), signs, dtype=torch.int32), torch.ones(2, 1))
+    return PackedLinear(LinearSpec(**values), torch.full((1, 2, 1), signs, dtype=torch.int32), torch.ones(2, 1))
 
 
 def leaky(beta: Tensor, **changes: object) -> PackedLeaky:
@@ -171,9 +180,12 @@ def leaky(beta: Tensor, **changes: object) -> PackedLeaky:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: linear(1 << 7), "x.signs: a padding bit past the 7 inputs"),
-        (lambda: linear(out_features=3), r"x.signs: expected torch.int32 \(3, 1\) on cpu, got torch.int32 \(2, 1\)"),
-        (lambda: linear(bias=True), "expected the tensors signs, scale, bias, got signs, scale"),
+        (lambda: linear(1 << 7), "x.planes: a padding bit past the 7 inputs"),
+        (
+            lambda: linear(out_features=3),
+            r"x.planes: expected torch.int32 \(1, 3, 1\) on cpu, got torch.int32 \(1, 2, 1\)",
+        ),
+        (lambda: linear(bias=True), "expected the tensors planes, scale, bias, got planes, scale"),
         (lambda: linear(in_features=0), "in_features: expected at least 1, got 0"),
         (lambda: linear(in_features=70, block=40), "multiple of 32"),
         (lambda: linear(block=32), "multiple of 32 inputs below in_features"),

@@ -84,7 +84,7 @@ def test_a_wrong_sign_is_found(index: int) -> None:
     packed = pack(network)
     layer = packed.layers[index]
     assert isinstance(layer, PackedLinear)
-    parity = check_parity(network, changed(packed, index, signs=torch.zeros_like(layer.signs)), X)
+    parity = check_parity(network, changed(packed, index, planes=torch.zeros_like(layer.planes)), X)
     assert not parity.ok
     assert not parity.equal
 
@@ -106,7 +106,7 @@ def test_feedback_is_compared() -> None:
     packed = pack(network)
     layer = packed.layers[3]
     assert isinstance(layer, PackedLeaky)
-    feedback = replace(layer.feedback, signs=torch.zeros_like(layer.feedback.signs))
+    feedback = replace(layer.feedback, planes=torch.zeros_like(layer.feedback.planes))
     assert not check_parity(network, changed(packed, 3, feedback=feedback), small_input()).ok
 
 

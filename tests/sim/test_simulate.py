@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from tbnn.bits import pack_bits, unpack_bits
 from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent
-from tbnn.sim import NeuronState, PackedNetwork, SimulationResult, pack
-from tbnn.sim import network as network_module
+from tbnn.sim import NeuronState, PackedNetwork, SimulationResult, pack, stream
 
 
 def assert_equal_to_model(case: Case, dtype: torch.dtype = torch.float32) -> None:
@@ -127,7 +126,7 @@ def test_words_and_frames_of_any_kind_are_the_same_input(convert: Callable[[Tens
 def test_in_chunks_of_time_it_is_the_same(monkeypatch: pytest.MonkeyPatch, values: int) -> None:
     packed, x = pack(small_network()), small_input()
     whole = packed.simulate(x, record=("spikes",))
-    monkeypatch.setattr(network_module, "CHUNK_VALUES", values)
+    monkeypatch.setattr(stream, "CHUNK_VALUES", values)
     assert_same(packed.simulate(x, record=("spikes",)), whole)
 
 
@@ -178,7 +177,7 @@ def test_weights_never_become_floats() -> None:
 
 
 def test_memory_does_not_grow_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_module, "CHUNK_VALUES", 256 * 16)
+    monkeypatch.setattr(stream, "CHUNK_VALUES", 256 * 16)
     layers = [BinaryLinear(32, 256), Leaky(0.9), BinaryLinear(256, 1), LeakyIntegrator(0.9)]
     packed = pack(Network(layers))
     x = torch.ones(4096, 1, 32, dtype=torch.bool)

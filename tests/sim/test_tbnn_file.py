@@ -159,7 +159,7 @@ def change_tensor(name: str, value: Any) -> Callable[[Content], None]:
 
 
 def stray_bit(found: Content) -> None:
-    found[1]["layers.0.signs"][3, 0] |= 1 << 7
+    found[1]["layers.0.planes"][0, 3, 0] |= 1 << 7
 
 
 def not_finite(found: Content) -> None:
@@ -167,9 +167,9 @@ def not_finite(found: Content) -> None:
 
 
 LIES = {
-    "newer": (change_header(version=2), r"expected version 1, got 2 \(a newer tbnn wrote it"),
-    "older": (change_header(version=0), r"expected version 1, got 0$"),
-    "a version that is no number": (change_header(version=True), "expected version 1, got True"),
+    "newer": (change_header(version=3), r"expected version 2, got 3 \(a newer tbnn wrote it"),
+    "older": (change_header(version=0), r"expected version 2, got 0$"),
+    "a version that is no number": (change_header(version=True), "expected version 2, got True"),
     "format": (change_header(format="other"), "expected format 'tbnn'"),
     "an extra key": (change_header(extra=1), "expected the keys"),
     "a missing key": (lambda found: found[0].pop("provenance"), "expected the keys"),
@@ -178,9 +178,12 @@ LIES = {
     "no layers": (change_header(layers=[]), r"that it does not name: \['layers.0.bias"),
     "layers of another type": (change_header(layers={}), "layers: expected list"),
     "a layer that is none": (change_header(layers=[3]), "expected a layer with a kind"),
-    "kind": (change_layer(0, kind="conv"), "expected a layer with a kind among linear, leaky, integrator"),
-    "a huge input": (change_layer(0, in_features=10**15, block=10**15), "layers.0.signs: the header says"),
-    "a huge output": (change_layer(0, out_features=2**62), "layers.0.signs: the header says"),
+    "kind": (
+        change_layer(0, kind="attention"),
+        "expected a layer with a kind among linear, conv, pool, leaky, integrator",
+    ),
+    "a huge input": (change_layer(0, in_features=10**15, block=10**15), "layers.0.planes: the header says"),
+    "a huge output": (change_layer(0, out_features=2**62), "layers.0.planes: the header says"),
     "a smaller input": (change_layer(4, in_features=33), r"layers.4: expected 40 inputs|multiple of 32"),
     "a negative size": (change_layer(0, out_features=-40), "out_features: expected at least 1"),
     "a size that is true": (change_layer(5, beta_size=True), "beta_size: expected"),
@@ -200,7 +203,7 @@ LIES = {
         "layers.0.scale: the header says torch.float32",
     ),
     "shape": (change_tensor("layers.0.scale", torch.ones(1, 40)), r"\(40, 1\), got torch.float32 \(1, 40\)"),
-    "a stray bit": (stray_bit, "layers.0.signs: a padding bit"),
+    "a stray bit": (stray_bit, "layers.0.planes: a padding bit"),
     "a scale that is not finite": (not_finite, "layers.0.scale: expected finite values, got inf"),
     "beta": (change_tensor("layers.5.beta", torch.tensor([1.5])), r"layers.5.beta: expected values in \[0, 1\]"),
 }

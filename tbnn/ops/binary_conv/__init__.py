@@ -1,0 +1,71 @@
+"""Packed 0/1 frames convolved with packed ±1 weights."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tbnn.bits import check_words, wide_words
+from tbnn.ops.binary_conv.cpu import binary_conv2d_cpu
+from tbnn.ops.binary_conv.reference import binary_conv2d_reference
+from tbnn.ops.kernels import as_numpy, backend_for
+from tbnn.ops.patches import check_groups
+from tbnn.ops.patches.cpu import arguments
+from tbnn.ops.patches.reference import Margins, Sizes, windows_over
+
+__all__ = ["binary_conv2d", "binary_conv2d_reference"]
+
+
+def binary_conv2d(
+    words: Tensor,
+    signs: Tensor,
+    shape: Sequence[int],
+    kernel_size: Sizes,
+    *,
+    stride: Sizes = 1,
+    padding: Margins = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """``y = Σ s·w`` over windows for spikes s ∈ {0,1} and weights w ∈ {−1,1}, both packed: ``torch.nn.functional.conv2d``.
+
+    The product of :func:`tbnn.ops.patches.bit_patches` and the signs, without the patches of more than a strip of
+    windows in memory. Outside of the frame lie zeros.
+
+    Args:
+        words: int32 (..., ceil(C·H·W/32)); element c·H·W + y·W + x, padding bits 0.
+        signs: int32 (N, ceil(n/32)), n = C/groups·kh·kw: ``pack_bits(weight.flatten(1) > 0)``, padding bits 0.
+        shape, kernel_size, stride, padding, dilation, groups, backend: as in :func:`tbnn.ops.patches.bit_patches`.
+
+    Returns:
+        int32 (..., N, OH, OW).
+
+    Raises:
+        ValueError: as ``bit_patches``; signs of another dtype, width or device, groups that do not divide N.
+
+    >>> diagonal = torch.tensor([0b100_010_001], dtype=torch.int32)
+    >>> signs = torch.tensor([[0b1001]], dtype=torch.int32)
+    >>> binary_conv2d(diagonal, signs, (1, 3, 3), 2).tolist()
+    [[[2, -1], [-1, 2]]]
+    """
+    windows = windows_over("binary_conv2d", shape, kernel_size, stride, padding, dilation)
+    check_groups("binary_conv2d", groups, shape[0])
+    check_words(words, math.prod(shape), "binary_conv2d: words")
+    check_words(signs, shape[0] // groups * math.prod(windows.kernel), "binary_conv2d: signs")
+    if signs.ndim != 2 or words.device != signs.device or signs.shape[0] % groups:
+        raise ValueError(
+            f"binary_conv2d: expected signs (N, words) on {words.device}, N a multiple of {groups}, "
+            f"got {tuple(signs.shape)} on {signs.device}"
+        )
+    frames = words.reshape(-1, words.shape[-1])
+    if backend_for(frames, backend, kernel_dtypes=(torch.int32,)) == "cpu":
+        y = torch.from_numpy(np.empty((len(frames), signs.shape[0], *windows.counts), np.int32))
+        operands = wide_words(as_numpy(frames)), wide_words(as_numpy(signs)), windows.counts, groups
+        work = y.numel() * signs.shape[1] // 2
+        binary_conv2d_cpu(*operands, *arguments(shape, windows, groups), as_numpy(y.flatten(2)), work=work)
+    else:
+        y = binary_conv2d_reference(frames, signs, shape, windows, groups)
+    return y.reshape(*words.shape[:-1], *y.shape[1:])
