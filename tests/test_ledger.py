@@ -92,3 +92,10 @@ def test_data_figures() -> None:
         assert f"{size:,.0f} " in ledger
     for share in rows[0]["waiting"].values():
         assert f"{100 * share:.1f} %" in ledger
+
+
+def test_packed_figures() -> None:
+    rows = json.loads((ROOT / "experiments/speed/results/packed.cpu.1.json").read_text())["rows"]
+    assert len(rows) == 6
+    for row in rows:
+        assert f"| {row['shape']} | {row['theirs']} | {row['ratio']:.1f} |" in TEXTS["experiments/README.md"]

@@ -10,7 +10,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -23,6 +23,8 @@ def test_block_runs(number: int, capsys: pytest.CaptureFixture[str]) -> None:
         count = re.fullmatch(r"(\d+) events, \(10, 15\) int32\n", printed)
         assert count is not None, printed
         assert int(count[1]) > 10_000
+    elif "open_stream" in BLOCKS[number]:
+        assert "'windows'" in printed
     elif "print" in BLOCKS[number]:
         loss = re.match(r"loss (\d\.\d+), equal: True, \d+ bytes", printed)
         assert loss is not None, printed

@@ -15,6 +15,8 @@ from tbnn.nn.leaky import Leaky, LeakyIntegrator
 from tbnn.nn.linear import BinaryLinear
 from tbnn.nn.network import Network
 from tbnn.nn.neuron import Neuron
+from tbnn.nn.nir import to_nir
+from tbnn.nn.nir_import import from_nir
 from tbnn.nn.norm import TemporalBatchNorm
 from tbnn.nn.pool import AvgPool2d, Flatten, MaxPool2d, Voting
 from tbnn.nn.recorded import record
@@ -61,6 +63,7 @@ __all__ = [
     "calibrate",
     "detach",
     "fold_batch_norms",
+    "from_nir",
     "from_snntorch",
     "health_warnings",
     "network_from_config",
@@ -68,6 +71,7 @@ __all__ = [
     "record",
     "sigma_at",
     "summary",
+    "to_nir",
     "to_snntorch",
     "zoo",
 ]
