@@ -118,9 +118,13 @@ def _compare(layer: nn.Module, current: Tensor, out: Tensor, spikes: Tensor) -> 
     neuron: Any = getattr(layer, "neuron", layer)
     # A denoised output is a·q + b: where a is 0 only the membrane tells the bit.
     reference = out.flatten(2) != 0 if neuron.spike_gradient.emit == "bits" else excess > 0
-    near = excess.abs() < TOLERANCE * v.abs().clamp(min=1)
+    room = TOLERANCE * v.abs().clamp(min=1)
+    near = excess.abs() < room
     if neuron.winners is not None:
-        near = near | near.new_ones(()).expand_as(near)  # who wins hangs on every other neuron
+        # A winner no further above its threshold than the best loser, or a loser no further below the last winner.
+        last = torch.where(reference, excess, torch.inf).amin(-1, keepdim=True)
+        best = torch.where(~reference & (excess > 0), excess, -torch.inf).amax(-1, keepdim=True)
+        near = near | torch.where(reference, excess - best < room, last - excess < room)
     return Comparison(reference != spikes, near)
 
 

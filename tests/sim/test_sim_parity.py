@@ -9,7 +9,7 @@ from sim_networks import small_input, small_network
 from torch import Tensor
 
 from tbnn.bits import pack_bits
-from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent
+from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent, Winners
 from tbnn.sim import LayerParity, PackedLeaky, PackedLinear, PackedNetwork, Parity, check_parity, pack
 
 
@@ -133,3 +133,14 @@ def test_the_report_is_plain() -> None:
         "parity within the contract: 3 of 10 spikes differ (1 at the threshold, 2 after those); "
         "readout differs by at most 0.25"
     )
+
+
+def test_other_winners_break_it_and_equal_ones_do_not() -> None:
+    """Winners are tolerated at a tie only: a wrong constant is found, the right network passes."""
+    torch.manual_seed(3)
+    layers = [BinaryLinear(9, 30), Leaky(0.5, activity=Winners(3)), BinaryLinear(30, 4), LeakyIntegrator(0.5)]
+    network = Network(layers).eval()
+    x = (torch.rand(12, 4, 9, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    packed = pack(network)
+    assert check_parity(network, packed, x).equal
+    assert not check_parity(network, changed(packed, 1, beta=torch.tensor([0.25])), x).ok
