@@ -94,8 +94,23 @@ def test_data_figures() -> None:
         assert f"{100 * share:.1f} %" in ledger
 
 
-def test_packed_figures() -> None:
-    rows = json.loads((ROOT / "experiments/speed/results/packed.cpu.1.json").read_text())["rows"]
+@pytest.mark.parametrize("threads", [1, 2])
+def test_packed_figures(threads: int) -> None:
+    rows = json.loads((ROOT / f"experiments/speed/results/packed.cpu.{threads}.json").read_text())["rows"]
     assert len(rows) == 6
     for row in rows:
         assert f"| {row['shape']} | {row['theirs']} | {row['ratio']:.1f} |" in TEXTS["experiments/README.md"]
+
+
+def test_density_figures() -> None:
+    rows = json.loads((ROOT / "experiments/speed/results/density.cpu.json").read_text())["rows"]
+    lines = [
+        line for line in TEXTS["experiments/README.md"].splitlines() if re.match(r"\| \(\d+x\d+\)\(\d+x\d+\), ", line)
+    ]
+    assert len(lines) == 16
+    for line in lines:
+        name, events, chosen = (cell.strip() for cell in line.strip("|").split("|"))
+        mine = [row for row in rows if row["shape"] == f"{name} spikes, 1 thread"]
+        ratios = {(row["ours"], row["theirs"]): f"{row['ratio']:.1f}" for row in mine}
+        assert ratios["event-driven", "dense packed"] == events
+        assert ratios["the chosen one", "torch fp32 matmul"] == chosen
