@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tbnn.bits import has_stray_bits, words_for
 from tbnn.data.hdf5 import open_hdf5
 from tbnn.data.recipe import SPLITS
-from tbnn.data.store import COLUMNS, StoreInfo, existing, has_stray, read_structure, split_datasets
+from tbnn.data.store import COLUMNS, StoreInfo, existing, read_structure, split_datasets
 
 
 class PackedFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -77,7 +78,7 @@ class PackedFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if self._offset is None:
             self.frames = self._read  # pyright: ignore[reportAttributeAccessIssue]
             return
-        shape = (len(self.labels), self.info.steps, -(-self.info.bits // 32))
+        shape = (len(self.labels), self.info.steps, words_for(self.info.bits))
         # Copy on write: torch takes the pages as they are, and nothing ever reaches the file.
         self.frames = np.memmap(self.path, np.int32, "c", self._offset, shape)
 
@@ -124,7 +125,7 @@ class PackedFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
             if got != expected:
                 told = f"expected frames of CRC-32 {expected:08x}, got {got:08x}"
                 raise ValueError(f"{where} {i}: {told}; make the file again (--force true)")
-            if has_stray(self.frames[i], self.info.bits):
+            if has_stray_bits(torch.from_numpy(self.frames[i]), self.info.bits):
                 raise ValueError(f"{where} {i}: expected zeros past bit {self.info.bits} of a frame, got ones")
         self._checked[which] = True
 

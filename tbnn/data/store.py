@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from tbnn.bits import words_for
+from tbnn.bits import has_stray_bits, words_for
 from tbnn.data.events import Sensor
 from tbnn.data.hdf5 import get_dataset, get_group, open_hdf5
 from tbnn.data.recipe import SCHEMA, SPLITS, Recipe, json_hash, recipe_hash, recipe_json
@@ -200,13 +201,8 @@ def _write_split(
 def _check_words(words: npt.NDArray[np.int32], shape: tuple[int, ...], bits: int, where: str) -> None:
     if words.shape != shape or words.dtype != np.int32:
         raise ValueError(f"{where}: expected int32 {shape}, by steps and sensor, got {words.dtype} {words.shape}")
-    if has_stray(words, bits):
+    if has_stray_bits(torch.from_numpy(words), bits):
         raise ValueError(f"{where}: expected zeros past bit {bits} of a frame, got ones")
-
-
-def has_stray(words: npt.NDArray[np.int32], bits: int) -> bool:
-    """Whether any frame of words (..., words) has ones past its last bit."""
-    return bool(bits % 32 and np.any(words[..., -1].view(np.uint32) >> np.uint32(bits % 32)))
 
 
 def _check_labels(labels: IntArray, classes: int, where: str) -> None:

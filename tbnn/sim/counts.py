@@ -14,7 +14,7 @@ class LayerCounts:
         effective_synops: input spikes × outputs, what an event-driven machine does.
         spikes: spikes that left the layer.
         neuron_updates: T·B·neurons.
-        bytes_moved: a linear layer reads its packed input words each step, and its signs, scales, offsets and bias once
+        bytes_moved: a linear layer reads its packed input words each step, and its planes, scales, offsets and bias once
             a call; a spiking layer writes its packed output words; a readout writes 4 bytes a value. Currents and
             membranes, which stay in the working buffer of one chunk of time, are not counted.
         firing_rate: spikes / neuron_updates; None where nothing can spike.

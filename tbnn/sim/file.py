@@ -2,7 +2,7 @@
 
 Metadata ``tbnn`` is ``{"format": "tbnn", "version": 2, "in_features": …, "layers": [spec, …], "provenance": {…}}``,
 a spec as in :mod:`tbnn.sim.layers` with its ``kind``; ``sha256`` is over that text and every tensor. Tensors are named
-"layers.0.signs", "layers.1.recurrent_layer.scale", …: the layer's name, then the tensor's. Nothing is unpickled.
+"layers.0.planes", "layers.1.recurrent_layer.scale", …: the layer's name, then the tensor's. Nothing is unpickled.
 """
 
 import hashlib

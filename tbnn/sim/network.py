@@ -73,7 +73,7 @@ class PackedNetwork:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits stored a weight: signs with their padding, scales and offsets."""
+        """Bits stored a weight: planes with their padding, scales and offsets."""
         return 8 * self._weight_bytes / self.weights
 
     @property

@@ -43,7 +43,7 @@ class LinearRun:
 
     def __init__(self, layer: PackedLinear, rows: slice = slice(None)) -> None:
         self.layer, spec = layer, layer.spec
-        self.rows = self.spikes_in = self.effective = 0
+        self.rows = self.effective = 0
         self.ways = {"dense": 0, "events": 0}
         planes = as_numpy(layer.planes)[:, rows]
         self.outputs = planes.shape[1]
@@ -74,7 +74,6 @@ class LinearRun:
             own = bias if k == len(self.blocks) - 1 else NOTHING
             cpu.scale_block(product, ones, block.scale, block.offset, k == 0, own, y, work=y.size)
             count = int(ones.sum(dtype=np.int64))
-            self.spikes_in += count
             self.effective += _effective(spikes, block.kept) if block.kept.size else count * self.outputs
         self.rows += rows
         return y
