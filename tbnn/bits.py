@@ -83,6 +83,8 @@ def has_stray_bits(words: Tensor, n: int) -> bool:
     tail = n % WORD_BITS
     if tail == 0 or words.numel() == 0:
         return False
+    if words.device.type == "cpu":  # a tenth of torch's time for one step of a stream
+        return bool((words.numpy()[..., -1].view(np.uint32) >> np.uint32(tail)).any())
     return bool(((words[..., -1] >> tail) & ((1 << (WORD_BITS - tail)) - 1)).any())
 
 
@@ -102,7 +104,9 @@ def unpack_bits_numpy(words: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.ui
 
 
 def wide_words(words: npt.NDArray[np.int32]) -> npt.NDArray[np.uint64]:
-    """The same bits 64 to a word, for kernels: int32 (M, W) -> uint64 (M, ceil(W/2)), a copy only if W is odd."""
+    """The same bits 64 to a word, for kernels: int32 (..., W) -> uint64 (..., ceil(W/2)), a copy only if W is odd."""
     if words.shape[-1] % 2:
-        words = np.pad(words, ((0, 0), (0, 1)))
+        even = np.zeros((*words.shape[:-1], words.shape[-1] + 1), np.int32)
+        even[..., :-1] = words
+        return even.view(np.uint64)
     return np.ascontiguousarray(words).view(np.uint64)

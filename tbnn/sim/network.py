@@ -1,23 +1,32 @@
 """A network of packed bits, and its simulation."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tbnn.bits import check_words, has_stray_bits, pack_bits, words_for
-from tbnn.ops.kernels import as_numpy
 from tbnn.sim import file
 from tbnn.sim.counts import Counts
-from tbnn.sim.layers import PackedLayer, PackedLeaky, PackedLinear, Wire, check_order, inner_linear, outputs_of
+from tbnn.sim.gpu.device import check_device
+from tbnn.sim.layers import (
+    PackedIntegrator,
+    PackedLayer,
+    PackedLeaky,
+    PackedLinear,
+    PackedSparse,
+    Wire,
+    check_order,
+    inner_linear,
+    outputs_of,
+)
 from tbnn.sim.stream import State, Stream, load_state
 
-RECORDS = ("spikes",)
+Neurons = Mapping[str, Sequence[int] | None]
+"""Which neurons of which layers, by the layer's name; None for all of a layer."""
 
 
 class SimulationResult(NamedTuple):
@@ -28,7 +37,9 @@ class SimulationResult(NamedTuple):
     output_spikes: Tensor | None
     """The packed spikes of a last layer that spikes, int32 (T, B, words); None otherwise."""
     spikes: dict[str, Tensor]
-    """With record=("spikes",): packed int32 (T, B, words) of each spiking layer, by the name it has in the model."""
+    """Packed int32 (T, B, words) of each recorded layer, by the name it has in the model."""
+    membranes: dict[str, Tensor]
+    """float32 (T, B, neurons) of the neurons asked for, after each step, by layer."""
     counts: Counts
     """Operations, spikes and bytes."""
     state: State
@@ -57,7 +68,7 @@ class PackedNetwork:
         object.__setattr__(self, "output", check_order(self.layers, self.in_features))
 
     @property
-    def linear_layers(self) -> list[PackedLinear]:
+    def linear_layers(self) -> list[PackedLinear | PackedSparse]:
         """Every layer of weights, feedback included."""
         return [inner for layer in self.layers if (inner := inner_linear(layer)) is not None]
 
@@ -112,6 +123,7 @@ class PackedNetwork:
         *,
         device: str | torch.device = "cpu",
         record: Collection[str] = (),
+        membranes: Neurons | None = None,
         state: State | None = None,
     ) -> SimulationResult:
         """Run the network from packed bits: equal, bit for bit, to the model it was packed from in evaluation.
@@ -122,56 +134,89 @@ class PackedNetwork:
 
         Args:
             x: packed int32 words (T, B, ceil(in_features/32)), or frames of 0 and 1 (any other dtype)
-                (T, B, features...).
-            device: "cpu".
-            record: what to keep besides the output: "spikes", those of every spiking layer.
+                (T, B, features...), on the CPU or on ``device``. What is returned lies where x lies.
+            device: "cpu", "cuda" or "cuda:N".
+            record: whose spikes to keep besides the output: "spikes" for every spiking layer's, or names of layers.
+            membranes: neurons whose membranes to keep, by layer: ``{"layers.1": [0, 7], "layers.3": None}``, None for all of a
+                layer; of spiking layers and readouts, on the CPU.
             state: the ``state`` of an earlier result, to go on from; None means rest.
 
         Raises:
             ValueError: x of another width or with values other than 0 and 1, words with padding bits set, an empty
-                sequence, another device, an unknown record, a state that does not fit.
+                sequence, a device that is not there or lacks Triton, an unknown record, layer or neuron, a state that does
+                not fit.
+            DeviceMemoryError: a GPU without room: the layer and the bytes it wanted.
         """
-        self._check_request(device, record)
-        self.check_input(x)
-        stream = Stream(self, x.shape[1], state, spikes=bool(record))
-        output, spikes = stream.push(x)
+        self.check_input(x, check_device(device))
+        with self.open_stream(x.shape[1], device=device, record=record, membranes=membranes, state=state) as stream:
+            pushed, state_after = stream.push(x), stream.state
         spiking = self.output.bits
         return SimulationResult(
-            readout=None if spiking else output,
-            output_spikes=output if spiking else None,
-            spikes=spikes,
+            readout=None if spiking else pushed.output,
+            output_spikes=pushed.output if spiking else None,
+            spikes=pushed.spikes,
+            membranes=pushed.membranes,
             counts=stream.counts,
-            state=stream.state,
+            state=state_after,
         )
 
     def open_stream(
-        self, batch: int = 1, *, record: Collection[str] = (), state: State | str | Path | None = None
+        self,
+        batch: int = 1,
+        *,
+        device: str | torch.device = "cpu",
+        record: Collection[str] = (),
+        membranes: Neurons | None = None,
+        state: State | str | Path | None = None,
     ) -> Stream:
         """A simulation that goes on: push bits, take what leaves, any number of steps at a time.
 
         Args:
             batch: number of samples that run side by side.
-            record: as for :meth:`simulate`.
+            device, record, membranes: as for :meth:`simulate`.
             state: to go on from: the ``state`` of a stream or a result, or a file that :meth:`Stream.save_state` wrote.
 
         Raises:
-            ValueError: a batch below 1, an unknown record, a state that does not fit; FileNotFoundError: no such file.
+            ValueError: a batch below 1, and as :meth:`simulate`; FileNotFoundError: no such file.
         """
-        self._check_request("cpu", record)
         given = load_state(state, len(self.layers)) if isinstance(state, str | Path) else state
-        return Stream(self, batch, given, spikes=bool(record))
+        place = check_device(device)
+        spikes, watched = self._recorded(record), self._watched(membranes or {}, place)
+        return Stream(self, batch, given, spikes=spikes, membranes=watched, device=place)
 
-    def _check_request(self, device: str | torch.device, record: Collection[str]) -> None:
-        if str(device) != "cpu":
-            raise ValueError(f"simulate: device: expected 'cpu', got {str(device)!r}")
-        unknown = [name for name in ([record] if isinstance(record, str) else record) if name not in RECORDS]
-        if unknown or isinstance(record, str):
-            raise ValueError(f"simulate: record: expected names among {RECORDS}, got {record!r}")
+    def _recorded(self, record: Collection[str]) -> tuple[str, ...]:
+        """The names of the layers whose spikes are kept."""
+        known = tuple(self.spiking_layers)
+        if isinstance(record, str) or not set(record) <= {"spikes", *known}:
+            raise ValueError(f"simulate: record: expected names among {('spikes', *known)}, got {record!r}")
+        return known if "spikes" in record else tuple(name for name in known if name in record)
 
-    def check_input(self, x: Tensor) -> None:
-        """Raise ``ValueError`` unless x is packed words (T, B, words) or frames (T, B, features...) on the CPU."""
-        if not isinstance(x, Tensor) or x.device.type != "cpu":
-            raise ValueError(f"simulate: expected a tensor on the CPU, got {getattr(x, 'device', type(x).__name__)}")
+    def _watched(self, membranes: Neurons, device: torch.device) -> dict[str, tuple[int, ...]]:
+        """The neurons whose membranes are kept."""
+        sizes = {
+            layer.spec.name: layer.spec.features
+            for layer in self.layers
+            if isinstance(layer, PackedLeaky | PackedIntegrator)
+        }
+        if membranes and device.type != "cpu":
+            raise ValueError(f"simulate: membranes: expected device 'cpu' to record them, got {str(device)!r}")
+        watched: dict[str, tuple[int, ...]] = {}
+        for name, neurons in membranes.items():
+            if name not in sizes:
+                raise ValueError(f"simulate: membranes: expected a layer among {', '.join(sizes)}, got {name!r}")
+            chosen = tuple(range(sizes[name]) if neurons is None else neurons)
+            if not all(isinstance(i, int) and 0 <= i < sizes[name] for i in chosen) or len(set(chosen)) < len(chosen):
+                raise ValueError(
+                    f"simulate: membranes of {name}: expected different neurons in [0, {sizes[name]}), got {list(chosen)}"
+                )
+            watched[name] = chosen
+        return watched
+
+    def check_input(self, x: Tensor, device: torch.device) -> None:
+        """Raise ``ValueError`` unless x is packed words (T, B, words) or frames (T, B, features...), here or on ``device``."""
+        if not isinstance(x, Tensor) or x.device.type not in ("cpu", device.type):
+            places = "the CPU" if device.type == "cpu" else f"the CPU or {device}"
+            raise ValueError(f"simulate: expected a tensor on {places}, got {getattr(x, 'device', type(x).__name__)}")
         packed = x.dtype == torch.int32
         if x.ndim < 3 or x.numel() == 0 or (packed and x.ndim != 3):
             raise ValueError(
@@ -190,9 +235,9 @@ class PackedNetwork:
         """The most values that leave a layer at a step."""
         return max(outputs_of(layer) for layer in self.layers)
 
-    def packed_words(self, x: Tensor) -> npt.NDArray[np.int32]:
-        """A chunk of the input as packed words (t, B, words)."""
+    def packed_words(self, x: Tensor) -> Tensor:
+        """A chunk of the input as packed words, int32 (t, B, words), contiguous."""
         words = x if x.dtype == torch.int32 else pack_bits(x.flatten(2))
         if has_stray_bits(words, self.in_features):
             raise ValueError(f"simulate: a padding bit past the {self.in_features} inputs is set, expected 0")
-        return as_numpy(words)
+        return words.contiguous()

@@ -1,19 +1,19 @@
 """A packed network that runs on and on: bits pushed in, outputs taken out, memory that does not grow with time."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tbnn.bits import popcount
 from tbnn.files import replacing
 from tbnn.ops.lif import LifState
-from tbnn.sim.counts import Counts
-from tbnn.sim.run import DelayState, NeuronState, State, run_chunk, spikes_in, start
+from tbnn.sim.counts import Counts, LayerCounts, completed
+from tbnn.sim.engine import CpuEngine, GpuEngine, Watched
+from tbnn.sim.run import DelayState, NeuronState, State, count_spikes
 
 if TYPE_CHECKING:
     from tbnn.sim.network import PackedNetwork
@@ -28,7 +28,9 @@ class Pushed(NamedTuple):
     output: Tensor
     """What left the last layer in these steps: float32 (t, B, C), or packed spikes int32 (t, B, words)."""
     spikes: dict[str, Tensor]
-    """With record=("spikes",): packed int32 (t, B, words) of each spiking layer."""
+    """Packed int32 (t, B, words) of each recorded layer."""
+    membranes: dict[str, Tensor]
+    """float32 (t, B, neurons) of the neurons asked for, after each step, by layer."""
 
 
 class Stream:
@@ -48,60 +50,81 @@ class Stream:
     """
 
     def __init__(
-        self, network: "PackedNetwork", batch: int, state: State | None = None, *, spikes: bool = False
+        self,
+        network: "PackedNetwork",
+        batch: int,
+        state: State | None = None,
+        *,
+        spikes: tuple[str, ...] = (),
+        membranes: Watched | None = None,
+        device: torch.device | None = None,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch: expected at least 1, got {batch}")
-        self.network, self.batch, self._record = network, batch, spikes
+        self.network, self.batch = network, batch
+        self._spikes, self._watched = spikes, membranes or {}
         self.steps = self._input_spikes = 0
         layers = network.layers
         if state is not None and len(state) != len(layers):
             raise ValueError(f"state: expected one entry for each of {len(layers)} layers, got {len(state)}")
         self._given: State = state if state is not None else (None,) * len(layers)
-        self._runs = start(layers, batch, self._given)
-        self._closed = False
+        self._rows: tuple[LayerCounts, ...] = ()  # of a stream that was closed
+        self._engine: CpuEngine | GpuEngine | None
+        if device is None or device.type == "cpu":
+            self._engine = CpuEngine(layers, batch, self._given, self._watched)
+        else:
+            self._engine = GpuEngine(layers, batch, self._given, device)
 
     def push(self, x: Tensor) -> Pushed:
         """Advance by some steps: packed words (t, B, words), or frames of 0 and 1 (t, B, features...).
 
-        Raises ``ValueError`` as :meth:`PackedNetwork.simulate`, for another batch, and for a stream that is closed; the
-        stream is then as it was.
+        What it returns lies where x lies.
+
+        Raises ``ValueError`` as :meth:`PackedNetwork.simulate`, for another batch, and for a stream that is closed, and
+        :class:`tbnn.sim.DeviceMemoryError` for a GPU without room; the stream is then as it was.
         """
-        self._check_open("push")
-        self.network.check_input(x)
+        engine, network = self._open("push"), self.network
+        network.check_input(x, engine.device)
         if x.shape[1] != self.batch:
             raise ValueError(f"push: expected a batch of {self.batch}, got {x.shape[1]} (shape {tuple(x.shape)})")
-        network, last = self.network, self.network.layers[-1].spec.name
-        recorded = list(network.spiking_layers) if self._record else []
-        whole: dict[str, npt.NDArray[Any]] = {}
         together = max(1, CHUNK_VALUES // (self.batch * network.widest))
         for lo in range(together, len(x), together):
             network.packed_words(x[lo : lo + together])  # checks the later chunks before the first one moves the state
-        for lo in range(0, len(x), together):
-            words = network.packed_words(x[lo : lo + together])
-            self._input_spikes += int(spikes_in(words).sum(dtype="int64"))
-            out = run_chunk(self._runs, words)
-            for name in {*recorded, last}:
-                part = out[name]
-                room = whole.setdefault(name, np.empty((len(x), *part.shape[1:]), part.dtype))
-                room[lo : lo + together] = part
+        last = network.layers[-1].spec.name
+        whole = _Kept(len(x), x.device)
+        before, spikes = engine.snapshot(), 0
+        try:
+            for lo in range(0, len(x), together):
+                words = network.packed_words(x[lo : lo + together]).to(engine.device)
+                spikes += count_spikes(words.numpy()) if words.device.type == "cpu" else int(popcount(words).sum())
+                out = engine.chunk(words)
+                parts = {name: out[name] for name in (*self._spikes, last)}
+                whole.put(lo, parts | {f"membranes of {n}": v for n, v in engine.membranes().items()})
+        except BaseException:
+            engine.restore(before)
+            raise
         self.steps += len(x)
-        return Pushed(torch.from_numpy(whole[last]), {name: torch.from_numpy(whole[name]) for name in recorded})
+        self._input_spikes += spikes
+        kept = whole.tensors
+        return Pushed(
+            kept[last],
+            {name: kept[name] for name in self._spikes},
+            {name: kept[f"membranes of {name}"] for name in self._watched},
+        )
 
     @property
     def state(self) -> State:
         """What is carried to the next step, copied: one entry a layer, None for those without."""
-        self._check_open("state")
+        engine = self._open("state")
         if self.steps == 0:  # before the first step a neuron rests, which is not the same as membranes of 0
             return self._given
-        return tuple(_copied(run.state()) for run in self._runs)
+        return tuple(_copied(entry) for entry in engine.state())
 
     @property
     def counts(self) -> Counts:
-        """The work of all steps so far."""
-        return Counts(
-            self.steps, self.batch, self._input_spikes, tuple(row for run in self._runs for row in run.counts())
-        )
+        """The work of all steps so far; also of a stream that is closed."""
+        rows = self._rows if self._engine is None else self._engine.counts()
+        return completed(self.network.layers, Counts(self.steps, self.batch, self._input_spikes, rows))
 
     def save_state(self, path: str | Path) -> None:
         """Write the state to a safetensors file, whole or not at all; :meth:`PackedNetwork.open_stream` takes it back."""
@@ -111,20 +134,38 @@ class Stream:
 
     def close(self) -> None:
         """Let go of the memory. Raises ``ValueError`` when it is closed already."""
-        self._check_open("close")
-        self._closed, self._runs = True, []
+        self._rows, self._engine = self._open("close").counts(), None
 
-    def _check_open(self, what: str) -> None:
-        if self._closed:
+    def _open(self, what: str) -> CpuEngine | GpuEngine:
+        if self._engine is None:
             raise ValueError(f"{what}: expected an open stream, this one is closed")
+        return self._engine
 
     def __enter__(self) -> "Stream":
-        self._check_open("with")
+        self._open("with")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._closed:
+        if self._engine is not None:
             self.close()
+
+
+class _Kept:
+    """Tensors of ``steps`` steps on a device, filled chunk by chunk."""
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self.steps, self.device = steps, device
+        self.tensors: dict[str, Tensor] = {}
+
+    def put(self, lo: int, parts: dict[str, Tensor]) -> None:
+        """Parts (t, ...) of the steps from ``lo`` on."""
+        for name, part in parts.items():
+            if len(part) == self.steps:
+                self.tensors[name] = part.to(self.device)
+                continue
+            if name not in self.tensors:
+                self.tensors[name] = torch.empty((self.steps, *part.shape[1:]), dtype=part.dtype, device=self.device)
+            self.tensors[name][lo : lo + len(part)] = part
 
 
 def _copied(state: NeuronState | DelayState | None) -> NeuronState | DelayState | None:

@@ -243,8 +243,14 @@ def test_input_that_does_not_fit_is_refused(x: Tensor, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda"}, "device: expected 'cpu', got 'cuda'"),
+        ({"device": "tpu"}, "device: expected 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
         ({"record": ("membranes",)}, "record: expected names among"),
+        ({"membranes": {"layers.0": [0]}}, r"expected a layer among layers\.1, layers\.3, layers\.5, got 'layers\.0'"),
+        (
+            {"membranes": {"layers.1": [0, 40]}},
+            r"membranes of layers\.1: expected different neurons in \[0, 40\), got \[0, 40\]",
+        ),
+        ({"membranes": {"layers.1": [3, 3]}}, r"membranes of layers\.1: expected different neurons"),
         ({"record": "spikes"}, "record: expected names among"),
         ({"state": ()}, "expected one entry for each of 6 layers, got 0"),
     ],

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,9 +14,46 @@ from tbnn.ops.binary_conv.reference import binary_conv2d_reference
 from tbnn.ops.kernels import as_numpy, backend_for
 from tbnn.ops.patches import check_groups
 from tbnn.ops.patches.cpu import arguments
-from tbnn.ops.patches.reference import Margins, Sizes, windows_over
+from tbnn.ops.patches.reference import Margins, Sizes, Windows, windows_over
 
-__all__ = ["binary_conv2d", "binary_conv2d_reference"]
+__all__ = ["ConvProducts", "binary_conv2d", "binary_conv2d_reference"]
+
+Words = npt.NDArray[np.int32]
+
+
+class ConvProducts:
+    """A convolution of packed frames with weights of several bit planes on the CPU, set up once.
+
+    Args:
+        shape: of a frame, (C, H, W).
+        windows: where the kernel goes.
+        groups: of channels.
+        planes: int32 words (P, N, ceil(n/32)), n = C/groups·kh·kw.
+        factors, constant: of each plane, and of the window itself: ``Σ_j factor_j·plane_j + constant``.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], windows: Windows, groups: int, planes: Words, factors: Sequence[int], constant: int
+    ) -> None:
+        self.planes, self.factors, self.constant = wide_words(planes), np.array(factors, np.int32), np.int32(constant)
+        self.groups, self.pixels = groups, math.prod(windows.counts)
+        geometry = arguments(shape, windows, groups)
+        lanes: int = geometry[-4]
+        self.geometry = windows.counts, groups, *geometry
+        self.strips = -(-windows.counts[1] // lanes)
+
+    def fill(self, frames: Words, out: Words, totals: Words | None = None) -> int:
+        """Packed frames (M, words) -> out (M, N, OH·OW), filled; totals (M, groups, OH·OW): the spikes under each window.
+
+        Returns how often a spike met a weight bit of the last plane, or of any where there are two.
+        """
+        count = len(frames)
+        totals = np.empty((count, self.groups, self.pixels), np.int32) if totals is None else totals
+        met = np.empty((count, self.strips), np.int64)
+        work = out.size * self.planes.shape[2]
+        operands = wide_words(frames), self.planes, self.factors, self.constant, *self.geometry
+        binary_conv2d_cpu(*operands, out, totals, met, work=work)
+        return int(met.sum())
 
 
 def binary_conv2d(
@@ -63,9 +101,9 @@ def binary_conv2d(
     frames = words.reshape(-1, words.shape[-1])
     if backend_for(frames, backend, kernel_dtypes=(torch.int32,)) == "cpu":
         y = torch.from_numpy(np.empty((len(frames), signs.shape[0], *windows.counts), np.int32))
-        operands = wide_words(as_numpy(frames)), wide_words(as_numpy(signs)), windows.counts, groups
-        work = y.numel() * signs.shape[1] // 2
-        binary_conv2d_cpu(*operands, *arguments(shape, windows, groups), as_numpy(y.flatten(2)), work=work)
+        ConvProducts(shape, windows, groups, as_numpy(signs)[None], (2,), -1).fill(
+            as_numpy(frames), as_numpy(y.flatten(2))
+        )
     else:
         y = binary_conv2d_reference(frames, signs, shape, windows, groups)
     return y.reshape(*words.shape[:-1], *y.shape[1:])

@@ -95,16 +95,18 @@ def choose(ones: Ints, words: int, outputs: int, *, turned: bool = True) -> str:
 
 def binary_product_cpu(
     s: Words, w: Words, columns: WeightColumns | None, ones: Ints, factor: int, shift: Ints, add: bool, out: Ints
-) -> None:
+) -> str:
     """out (M, N) = factor·popcount(s_m ∧ w_n) + shift_m, plus what was there if ``add``, by the faster product.
 
     Spike words s (M, K), weight words w (N, K); ``ones`` (M,) is the popcount of s's rows. ``columns`` are w's; without
-    them they are made here where that pays.
+    them they are made here where that pays. Returns the way it went, as :func:`choose`.
     """
     words, outputs = s.shape[1], w.shape[0]
     _, cost = _most_events(len(ones), words, outputs, columns is not None)
-    if choose(ones, words, outputs, turned=columns is not None) == "dense":
+    way = choose(ones, words, outputs, turned=columns is not None)
+    if way == "dense":
         binary_counts_cpu(s, w, np.int32(factor), shift, add, out, work=int(cost.dense))
     else:
         there = weight_columns(w) if columns is None else columns
         binary_events_cpu(s, ones, there, factor, shift, add, out, work=int(cost.events))
+    return way

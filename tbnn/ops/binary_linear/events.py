@@ -114,6 +114,21 @@ def _list_active(row, flip, places, indices, start):  # pyright: ignore
                 count += np.int64(popcount64(byte))
 
 
+@kernel
+def weigh_ones(s, weights):  # pyright: ignore
+    """Σ over the set bits of words s (M, K) uint64 of their inputs' weights (64·K,) int64."""
+    total = np.int64(0)
+    for m in prange(s.shape[0]):
+        some = np.int64(0)
+        for k in range(s.shape[1]):
+            word = s[m, k]
+            while word:
+                some += weights[64 * k + np.int64(popcount64(~word & (word - np.uint64(1))))]
+                word &= word - np.uint64(1)
+        total += some
+    return total
+
+
 @device_function
 def _write_counts(planes, step, levels, factor, shift, add, out):  # pyright: ignore
     """64 counts from the counters at the address planes to the address out."""
@@ -140,7 +155,7 @@ def _count_row(indices, blocks, levels, columns, width, planes, tail, outputs, f
 
 
 @device_function
-def _count_rows(s, ones, columns, totals, places, m0, m1, factor, shift, add, out):  # pyright: ignore
+def count_rows(s, ones, columns, totals, places, m0, m1, factor, shift, add, out):  # pyright: ignore
     """out[m0:m1]: the active inputs listed row by row, then strip by strip of columns."""
     inputs = 64 * s.shape[1]
     starts = np.empty(ROWS + 1, np.int64)
@@ -193,7 +208,7 @@ def _events(s, ones, columns, totals, places, factor, shift, add, out):  # pyrig
     rows = s.shape[0]
     for task in prange((rows + ROWS - 1) // ROWS):
         m0 = task * ROWS
-        _count_rows(s, ones, columns, totals, places, m0, min(m0 + ROWS, rows), factor, shift, add, out)
+        count_rows(s, ones, columns, totals, places, m0, min(m0 + ROWS, rows), factor, shift, add, out)
 
 
 @device_function
@@ -201,7 +216,7 @@ def _few_events(s, ones, columns, totals, places, factor, shift, add, out):  # p
     """The same without threads, whose start is half the time of one row."""
     rows = s.shape[0]
     for m0 in range(0, rows, ROWS):
-        _count_rows(s, ones, columns, totals, places, m0, min(m0 + ROWS, rows), factor, shift, add, out)
+        count_rows(s, ones, columns, totals, places, m0, min(m0 + ROWS, rows), factor, shift, add, out)
 
 
 def binary_events_cpu(

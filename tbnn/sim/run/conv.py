@@ -4,100 +4,89 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tbnn.bits import pack_bits, words_for
-from tbnn.ops.binary_conv import binary_conv2d
+from tbnn.bits import words_for
+from tbnn.ops.binary_conv import ConvProducts
 from tbnn.ops.kernels import as_numpy
 from tbnn.ops.or_pool import or_pool2d
+from tbnn.ops.packed_lif.cpu import NO_VALUES, Drive, drive_of
 from tbnn.ops.patches import bit_patches
-from tbnn.sim import cpu
+from tbnn.ops.patches.reference import windows_over
 from tbnn.sim.counts import LayerCounts
 from tbnn.sim.layers import PackedConv, PackedPool
+from tbnn.sim.run.currents import Currents, Room
 from tbnn.sim.run.linear import LinearRun, way_taken
 from tbnn.sim.run.state import NOTHING, WORD_BYTES, Floats, Words
 
 WINDOW_WORDS = 1 << 22  # of windows at a time: 16 MB
-OUTPUTS = 1 << 22  # integer products at a time: 16 MB
 
 
 class ConvRun:
     """A convolution at work.
 
-    With one block a row and one group the kernel slides over the packed frames; otherwise the windows are laid out as rows of
-    bits and multiplied group by group.
+    With one block a row the kernel slides over the packed frames; otherwise the windows are laid out as rows of bits and
+    multiplied group by group.
     """
 
     def __init__(self, layer: PackedConv) -> None:
-        self.layer, spec = layer, layer.spec
+        self.layer, spec, kernel = layer, layer.spec, layer.kernel
         per_group = spec.kernel.out_features // spec.groups
         self.frames = self.effective = 0
-        self.slides = spec.groups == 1 and len(spec.kernel.starts) == 1
-        groups = range(0 if self.slides else spec.groups)
-        self.groups = [LinearRun(layer.kernel, slice(g * per_group, (g + 1) * per_group)) for g in groups]
-        # One more row of +1: its product is the number of spikes under the window.
-        ones = pack_bits(torch.ones(1, spec.kernel.in_features, dtype=torch.bool))
-        self.planes = [torch.cat([plane, ones]) for plane in layer.kernel.planes] if self.slides else []
-
-    def advance(self, words: Words) -> Floats:
-        """Packed frames (t, B, words) -> currents (t, B, out_features)."""
-        spec, flat = self.layer.spec, words.reshape(-1, words.shape[-1])
-        channels, rows, columns = spec.out_shape
-        out = np.empty((len(flat), channels, rows * columns), np.float32)
-        row_words = words_for(spec.kernel.in_features)
-        costs = (channels + 1) * rows * columns if self.slides else rows * columns * spec.groups * row_words
-        together = max(1, (OUTPUTS if self.slides else WINDOW_WORDS) // costs)
-        for lo in range(0, len(flat), together):
-            part = torch.from_numpy(np.ascontiguousarray(flat[lo : lo + together]))
-            (self._slide if self.slides else self._lay_out)(part, out[lo : lo + together])
-        self.frames += len(flat)
-        return out.reshape(*words.shape[:2], -1)
-
-    def _options(self) -> dict[str, object]:
-        spec = self.layer.spec
+        self.shape = spec.channels, spec.height, spec.width
         top, bottom, left, right = spec.margins
-        return {"stride": spec.stride, "padding": ((top, bottom), (left, right)), "dilation": spec.dilation}
+        self.options = {"stride": spec.stride, "padding": ((top, bottom), (left, right)), "dilation": spec.dilation}
+        windows = windows_over(spec.name, self.shape, spec.window, *self.options.values())  # pyright: ignore[reportArgumentType]
+        self.slides = len(spec.kernel.starts) == 1
+        groups = range(0 if self.slides else spec.groups)
+        self.groups = [LinearRun(kernel, slice(g * per_group, (g + 1) * per_group)) for g in groups]
+        self.products = ConvProducts(
+            self.shape, windows, spec.groups, as_numpy(kernel.planes), *spec.kernel.coefficients
+        )
+        self.scale = as_numpy(kernel.scale[:, 0])
+        self.offset = NOTHING if kernel.offset is None else as_numpy(kernel.offset[:, 0])
+        self.bias = NOTHING if kernel.bias is None else as_numpy(kernel.bias)
+        self.room, self.totals = Room(), Room()
 
-    def _slide(self, frames: Tensor, out: Floats) -> None:
-        """The kernel over packed frames (M, words) -> out (M, channels, pixels)."""
-        spec, kernel = self.layer.spec, self.layer.kernel
-        shape = (spec.channels, spec.height, spec.width)
-        signed = [
-            binary_conv2d(frames, plane, shape, spec.window, **self._options()).flatten(2).numpy()  # pyright: ignore[reportArgumentType]
-            for plane in self.planes
-        ]
-        totals = np.ascontiguousarray(signed[0][:, -1])
-        product = self._combined([plane[:, :-1] for plane in signed], totals)
-        scale = as_numpy(kernel.scale[:, 0])
-        offset = NOTHING if kernel.offset is None else as_numpy(kernel.offset[:, 0])
-        bias = NOTHING if kernel.bias is None else as_numpy(kernel.bias)
-        cpu.scale_channels(product, totals, scale, offset, bias, out, work=out.size)
+    def advance(self, words: Words) -> Currents:
+        """Packed frames (t, B, words) -> currents (t, B, out_features)."""
+        drive = self._slide if self.slides else self._lay_out
+        shape = (*words.shape[:2], self.layer.spec.out_features)
+        return Currents(shape, lambda steps, samples: drive(np.ascontiguousarray(words[steps, samples])))
 
-    def _combined(self, signed: list[np.ndarray], totals: np.ndarray) -> np.ndarray:
-        """``Σ_j c_j·popcount(s ∧ P_j) + c·popcount(s)`` from ``2·popcount(s ∧ P_j) − popcount(s)``, (M, channels, pixels)."""
-        spec = self.layer.spec.kernel
-        if not spec.zeros:
-            self.effective += int(totals.sum(dtype=np.int64)) * spec.out_features
-            if len(signed) == 1:
-                return signed[0]
-        factors, constant = spec.coefficients
-        product = np.broadcast_to(constant * totals[:, None], signed[0].shape).copy()
-        for j, (plane, factor) in enumerate(zip(signed, factors, strict=True)):
-            counts = (plane + totals[:, None]) >> 1
-            if spec.zeros and (spec.bits == 1 or j == len(factors) - 1):
-                self.effective += int(counts.sum(dtype=np.int64))
-            product += factor * counts
-        return product
+    def _slide(self, words: Words) -> Drive:
+        """The kernel over packed frames (t, b, words)."""
+        spec, (steps, batch, _) = self.layer.spec, words.shape
+        channels, rows, columns = spec.out_shape
+        frames, pixels = words.reshape(steps * batch, -1), rows * columns
+        product = self.room.take((len(frames), channels, pixels))
+        totals = self.totals.take((len(frames), spec.groups, pixels))
+        met = self.products.fill(frames, product, totals)
+        spikes = int(totals.sum(dtype=np.int64))
+        self.effective += met if spec.kernel.zeros else spikes * (channels // spec.groups)
+        self.frames += len(frames)
+        shaped = product.reshape(steps, batch, -1), totals.reshape(steps, batch, -1)
+        return Drive(*shaped, self.scale, self.offset, self.bias, NO_VALUES)
 
-    def _lay_out(self, frames: Tensor, out: Floats) -> None:
-        """The windows as rows of bits, times the kernel, group by group."""
-        spec = self.layer.spec
-        shape = (spec.channels, spec.height, spec.width)
-        windows = bit_patches(frames, shape, spec.window, groups=spec.groups, **self._options())  # pyright: ignore[reportArgumentType]
+    def _lay_out(self, words: Words) -> Drive:
+        """The windows as rows of bits, times the kernel, group by group, a few frames (t, b, words) at a time."""
+        spec, frames = self.layer.spec, words.reshape(-1, words.shape[-1])
+        channels, rows, columns = spec.out_shape
+        out = np.empty((len(frames), channels, rows * columns), np.float32)
+        together = max(1, WINDOW_WORDS // (rows * columns * spec.groups * words_for(spec.kernel.in_features)))
+        for lo in range(0, len(frames), together):
+            some = torch.from_numpy(frames[lo : lo + together])
+            self._multiply(
+                bit_patches(some, self.shape, spec.window, groups=spec.groups, **self.options), out[lo : lo + together]
+            )  # pyright: ignore[reportArgumentType]
+        self.frames += len(frames)
+        return drive_of(out.reshape(*words.shape[:2], -1))
+
+    def _multiply(self, windows: Tensor, out: Floats) -> None:
+        """Windows (M, OH, OW, groups, words) times the kernel: out (M, channels, pixels)."""
         patches = windows.flatten(1, 2).numpy()  # (M, pixels, groups, words)
-        per_group = spec.kernel.out_features // spec.groups
         for g, run in enumerate(self.groups):
             rows = np.ascontiguousarray(patches[:, :, g])
-            y = run.current(rows.reshape(-1, rows.shape[-1])).reshape(*rows.shape[:2], per_group)
-            out[:, g * per_group : (g + 1) * per_group] = y.transpose(0, 2, 1)
+            y = run.current(rows.reshape(-1, rows.shape[-1])).reshape(*rows.shape[:2], run.outputs)
+            out[:, g * run.outputs : (g + 1) * run.outputs] = y.transpose(0, 2, 1)
 
     def state(self) -> None:
         """Weights carry nothing."""

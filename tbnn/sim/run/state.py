@@ -35,9 +35,9 @@ def spikes_in(words: Words) -> npt.NDArray[np.int32]:
     return np.bitwise_count(np.ascontiguousarray(words).view(np.uint32)).sum(-1, dtype=np.int32)
 
 
-def spread(values: Tensor, features: int) -> Floats:
-    """(1,) or (features,) -> (features,)."""
-    return as_numpy(values.expand(features))
+def count_spikes(words: Words) -> int:
+    """The number of spikes in all words."""
+    return int(np.bitwise_count(words.view(np.uint32)).sum(dtype=np.int64))
 
 
 def starting_membranes(layer: PackedLeaky | PackedIntegrator, batch: int, state: NeuronState | None) -> Floats:

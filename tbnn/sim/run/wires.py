@@ -10,6 +10,7 @@ from tbnn.bits import pack_bits, unpack_bits, words_for
 from tbnn.ops.kernels import as_numpy
 from tbnn.sim.counts import LayerCounts
 from tbnn.sim.layers import PackedDelay, PackedEdge, PackedVoting
+from tbnn.sim.run.currents import Currents, ready
 from tbnn.sim.run.state import WORD_BYTES, Floats, Words
 
 
@@ -20,27 +21,39 @@ class DelayState(NamedTuple):
     """The packed bits of the last ``max_delay`` steps, int32 (max_delay, B, words), oldest first."""
 
 
+def given_past(name: str, shape: tuple[int, int, int], state: DelayState | None) -> Words:
+    """The last steps' bits, (max_delay, B, words), of this simulation's own: zeros, or a copy of the state's after a check."""
+    if state is None:
+        return np.zeros(shape, np.int32)
+    past = getattr(state, "past", None)
+    if not isinstance(past, Tensor) or past.shape != shape or past.dtype != torch.int32:
+        got = f"{past.dtype} {tuple(past.shape)}" if isinstance(past, Tensor) else repr(type(state).__name__)
+        raise ValueError(f"state of {name}: past: expected torch.int32 {shape}, got {got}")
+    return as_numpy(past).copy()
+
+
 class EdgeRun:
     """One turn of a residual block's wires."""
 
     def __init__(self, layer: PackedEdge) -> None:
         self.layer = layer
 
-    def turn(self, x: Words | Floats, pile: list[Words | Floats]) -> Words | Floats:
+    def turn(self, x: Words | Currents, pile: list[Words | Currents]) -> Words | Currents:
         """What is here afterwards, (t, B, ...); the pile keeps the rest."""
         op = self.layer.spec.op
         if op == "fork":
+            x = ready(x.values()) if isinstance(x, Currents) else x  # worked out once for both ways
             pile.append(x)
             return x
         kept = pile.pop()
         if op == "swap":
             pile.append(x)
             return kept
-        if op == "current":
-            return x + kept
+        if isinstance(x, Currents) or isinstance(kept, Currents):
+            return ready(x.values() + kept.values())  # pyright: ignore[reportAttributeAccessIssue]
         if op == "or":
-            return x | kept  # pyright: ignore[reportOperatorIssue]
-        return x & kept if op == "and" else ~x & kept  # pyright: ignore[reportOperatorIssue]
+            return x | kept
+        return x & kept if op == "and" else ~x & kept
 
     def state(self) -> None:
         """Wires carry nothing."""
@@ -57,8 +70,9 @@ class VotingRun:
     def __init__(self, layer: PackedVoting) -> None:
         self.layer = layer
 
-    def advance(self, x: Words | Floats) -> Floats:
+    def advance(self, x: Words | Floats | Currents) -> Floats:
         """Packed bits (t, B, words) or values (t, B, features) -> (t, B, classes)."""
+        x = x.values() if isinstance(x, Currents) else x
         spec, values = self.layer.spec, torch.from_numpy(np.ascontiguousarray(x))
         if values.dtype == torch.int32:
             values = unpack_bits(values, spec.in_features)
@@ -78,14 +92,7 @@ class DelayRun:
 
     def __init__(self, layer: PackedDelay, batch: int, state: DelayState | None) -> None:
         self.layer, spec = layer, layer.spec
-        shape = (spec.max_delay, batch, words_for(spec.features))
-        self.past = np.zeros(shape, np.int32)
-        if state is not None:
-            past = getattr(state, "past", None)
-            if not isinstance(past, Tensor) or past.shape != shape or past.dtype != torch.int32:
-                got = f"{past.dtype} {tuple(past.shape)}" if isinstance(past, Tensor) else repr(type(state).__name__)
-                raise ValueError(f"state of {spec.name}: past: expected torch.int32 {shape}, got {got}")
-            self.past = as_numpy(past).copy()
+        self.past = given_past(spec.name, (spec.max_delay, batch, words_for(spec.features)), state)
         each = layer.delay.repeat_interleave(spec.size)
         self.masks = {int(d): pack_bits((each == d)[None])[0].numpy() for d in layer.delay.unique()}
         self.steps = 0
