@@ -2,9 +2,10 @@
 
 import logging
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jsonargparse import Namespace
@@ -14,8 +15,13 @@ from tbnn._version import __version__
 from tbnn.data.frames.options import FrameOptions
 from tbnn.train.parse import Parser, add_train_arguments, train_config
 
+if TYPE_CHECKING:
+    from tbnn.sim import PackedNetwork
+
 console = Console(highlight=False, soft_wrap=True)
 
+WIDTH = 120  # of what is printed as text
+WORDS = ("layer", "kind", "path", "details")  # columns of tables that hold no numbers
 SPLITS = ("train", "validation", "test")
 
 
@@ -73,6 +79,7 @@ def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
     simulate.add_argument("path", type=str, help="a run's folder that holds model.tbnn, or a .tbnn file")
     _add_split(simulate)
     simulate.add_argument("--dataset", type=str | None, default=None, help="recipe; needed with a .tbnn file")
+    simulate.add_argument("--energy", type=bool, default=False, help="show the whole energy estimate, layer by layer")
     _add_folders(simulate)
     datasets = add("datasets", _datasets, "List the datasets, make packed files, look into them.")
     datasets.add_argument("action", type=str, choices=["list", "make", "show", "info"], help="what to do")
@@ -148,10 +155,7 @@ def _pack(options: Namespace) -> None:
     from tbnn.train.work import pack_run
 
     path, packed = pack_run(load_run(options.run), options.output)
-    console.print(
-        f"{path}: {packed.weights:,} weights at {packed.bits_per_weight:.3f} bits (scales counted), "
-        f"{packed.packed_bytes:,} bytes, {packed.float32_bytes / packed.packed_bytes:.1f} times less than in float32"
-    )
+    console.print(f"{path}: {_size_of(packed)}")
 
 
 def _simulate(options: Namespace) -> None:
@@ -169,25 +173,45 @@ def _simulate(options: Namespace) -> None:
     )
     if "parity" in result:
         console.print(result["parity"]["summary"])
-    _print_table(result["counts"])
+    _print_cost(result, options.energy)
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    """Aligned columns, as wide as they need to be: text to the left, numbers to the right."""
-    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    text = [isinstance(value, str) for value in rows[0].values()]
+def _print_cost(result: dict[str, Any], whole_energy: bool) -> None:
+    """Operations, NeuroBench's metrics and the energy estimate of a simulation, all of them averages a recording."""
+    from tbnn.sim.energy import joules
+    from tbnn.sim.tables import counts_rows, energy_rows, neurobench_lines
+
+    samples, energy = result["samples"], result["energy"]
+    console.print(f"\na recording ({result['steps']} steps, mean of {samples:,}):")
+    _print_table(counts_rows(result["counts"], samples))
+    console.print("\nNeuroBench:")
+    for line in neurobench_lines(result["neurobench"]):
+        console.print(f"  {line}")
+    if whole_energy:
+        console.print("\nenergy a recording:")
+        _print_table(energy_rows([*energy["layers"], energy["total"]]))
+        console.print(textwrap.fill(energy["text"], WIDTH))
+        return
+    total = energy["total"]
+    console.print(
+        f"\nenergy: about {joules(total['total'])} a recording on a hypothetical {energy['technology']['name']} chip, "
+        f"{joules(total['dense_float32'])} for dense float32 arithmetic;\n"
+        "  an estimate from published constants, not a measurement; --energy true shows it layer by layer, and its sources"
+    )
+
+
+def _print_table(rows: Sequence[dict[str, str]]) -> None:
+    """Aligned columns, as wide as they need to be: words to the left, numbers to the right, a last one of words wrapped."""
+    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        padded = (c.ljust(w) if left else c.rjust(w) for c, w, left in zip(line, widths, text, strict=True))
-        console.print("  ".join(padded).rstrip(), markup=False)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    left = [title in WORDS for title in rows[0]]
+    before = sum(width + 2 for width in widths[:-1])
+    for *line, last in cells:
+        first, *more = (textwrap.wrap(last, max(WIDTH - before, 24)) or [""]) if left[-1] else [last]
+        columns = zip([*line, first], widths, left, strict=True)
+        console.print("  ".join(c.ljust(w) if words else c.rjust(w) for c, w, words in columns).rstrip(), markup=False)
+        for rest in more:
+            console.print(" " * before + rest, markup=False)
 
 
 def _datasets(options: Namespace) -> None:
@@ -289,14 +313,28 @@ def _info(options: Namespace) -> None:
             console.print(f"{name:22} {value}")
         console.print(str(run.network))
     elif path.suffix == ".tbnn":
-        from tbnn.sim import PackedNetwork
-
-        packed = PackedNetwork.load(path)
-        for layer in packed.layers:
-            console.print(str(layer.spec))
-        console.print(f"{packed.weights:,} weights, {packed.packed_bytes:,} bytes; provenance {packed.provenance}")
+        _print_packed(path)
     else:
         _print_store(path)
+
+
+def _print_packed(path: Path) -> None:
+    from tbnn.sim import PackedNetwork
+    from tbnn.sim.tables import PRODUCT, network_rows
+
+    packed = PackedNetwork.load(path)
+    _print_table(network_rows(packed))
+    console.print(f"({PRODUCT})\n\n{_size_of(packed)}")
+    for name, value in packed.provenance.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        console.print(textwrap.fill(f"{name:12} {text}", WIDTH, subsequent_indent=" " * 13), markup=False)
+
+
+def _size_of(packed: "PackedNetwork") -> str:
+    return (
+        f"{packed.weights:,} weights at {packed.bits_per_weight:.3f} bits (scales counted), "
+        f"{packed.packed_bytes:,} bytes, {packed.float32_bytes / packed.packed_bytes:.1f} times less than in float32"
+    )
 
 
 if __name__ == "__main__":

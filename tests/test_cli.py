@@ -12,6 +12,8 @@ import yaml
 
 from tbnn.cli import main
 from tbnn.sim import PackedNetwork
+from tbnn.sim.energy import joules
+from tbnn.sim.file import VERSION
 from tbnn.train import DataConfig
 
 Run = Callable[..., str]
@@ -72,7 +74,28 @@ def test_evaluate_pack_simulate_agree(tbnn: Run, finished: Path) -> None:
     assert f"test accuracy {accuracy:.4f} (48 recordings)" in evaluated
     assert f"test accuracy {accuracy:.4f} (48 recordings), from packed bits" in simulated
     assert "equal bit for bit: 0 of 4,608 spikes differ" in simulated
-    assert json.loads((finished / "simulation.json").read_text())["parity"]["equal"] is True
+    result = json.loads((finished / "simulation.json").read_text())
+    assert result["parity"]["equal"] is True
+    assert result["counts"][-1]["spikes"] == sum(row["spikes"] for row in result["counts"][:-1]) > 0
+    operations = result["neurobench"]["SynapticOperations"]
+    assert (
+        f"Dense {operations['Dense']:,.0f}, Effective_MACs 0, Effective_ACs {operations['Effective_ACs']:,.0f}"
+        in simulated
+    )
+    assert f"Footprint {PackedNetwork.load(finished / 'model.tbnn').packed_bytes:,} bytes" in simulated
+    assert f"energy: about {joules(result['energy']['total']['total'])} a recording" in simulated
+    assert all(len(line) <= 120 for line in simulated.splitlines())
+
+
+def test_energy_by_layer_with_its_source(tbnn: Run, finished: Path) -> None:
+    shown = tbnn("simulate", str(finished), "--energy", "true")
+    energy = json.loads((finished / "simulation.json").read_text())["energy"]
+    rows = {line.split()[0]: line for line in shown[shown.index("energy a recording") :].splitlines() if line}
+    for row in [*energy["layers"], energy["total"]]:
+        assert joules(row["total"]) in rows[row["name"]]
+    assert energy["text"] in " ".join(shown.split())
+    assert "Horowitz" in energy["technology"]["source"]
+    assert all(len(line) <= 120 for line in shown.splitlines())
 
 
 def test_packed_file_runs_without_its_run(tbnn: Run, finished: Path, halves: DataConfig) -> None:
@@ -97,7 +120,15 @@ def test_info_says_what_runs_and_what_files_hold(tbnn: Run, finished: Path, halv
     assert "numba kernels" in tbnn("info")
     assert "BinaryLinear(24, 16" in tbnn("info", str(finished))
     packed = PackedNetwork.load(finished / "model.tbnn")
-    assert f"{packed.weights:,} weights" in tbnn("info", str(finished / "model.tbnn"))
+    held = tbnn("info", str(finished / "model.tbnn"))
+    assert f"{packed.weights:,} weights" in held
+    assert re.search(r"layers\.0 +linear +24 -> 16 +384 +[\d.]+ +0\.0% +\d+  1 bit; (dense|events)\n", held)
+    assert re.search(r"layers\.1 +leaky +16 +8  beta 0\.9, theta 1, subtract\n", held)
+    assert re.search(
+        rf"total +network +24 -> 2 +416 +{packed.bits_per_weight:.2f} +0\.0% +{packed.packed_bytes:,}\n", held
+    )
+    assert re.search(r"\ndataset +halves\n", held)
+    assert re.search(r"\nclasses +left, right\n", held)
     store = next(Path(str(halves.cache)).glob("*.h5"))
     assert "Two halves: 36 train, 12 validation, 48 test" in tbnn("info", str(store))
 
@@ -180,7 +211,7 @@ def test_bad_arguments(
 def test_bad_files(refused: Run, finished: Path, tmp_path: Path) -> None:
     model = (finished / "model.tbnn").read_bytes()
     (tmp_path / "cut.tbnn").write_bytes(model[:-20])
-    (tmp_path / "newer.tbnn").write_bytes(model.replace(b'\\"version\\": 2', b'\\"version\\": 9'))
+    (tmp_path / "newer.tbnn").write_bytes(model.replace(b'\\"version\\": %d' % VERSION, b'\\"version\\": 9'))
     (tmp_path / "foreign.h5").write_bytes(b"not HDF5 at all")
     assert model != (tmp_path / "newer.tbnn").read_bytes()
     assert "cut.tbnn" in refused("info", str(tmp_path / "cut.tbnn"))

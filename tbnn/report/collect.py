@@ -15,7 +15,9 @@ from tbnn.nn.health import emitted_spikes, spiking_layers
 from tbnn.report.data import ReportData, Sample, WeightPicture
 from tbnn.report.page import write_page
 from tbnn.report.raster import raster_figure
-from tbnn.sim import PackedNetwork, check_parity, pack
+from tbnn.sim import Counts, PackedNetwork, check_parity, pack
+from tbnn.sim.energy import energy
+from tbnn.sim.neurobench import neurobench
 from tbnn.train.evaluate import Evaluation
 from tbnn.train.log import read_metrics
 from tbnn.train.run import Run
@@ -43,6 +45,7 @@ def report_run(run: Run, baselines: list[Run], sample: int) -> tuple[Path, list[
     rows = [_baseline_row(other, evaluate_run(other, "test")) for other in baselines]
     packed, refusal = _packed(run)
     parity = _parity(run, packed, frames) if packed is not None else {}
+    cost = _cost(packed, frames) if packed is not None else {}
     lines = _verdict(run, result, rows, packed, parity)
     data = ReportData(
         title=f"{frames.info.title}: {_weights_name(run)} weights, 1-bit spikes",
@@ -63,9 +66,9 @@ def report_run(run: Run, baselines: list[Run], sample: int) -> tuple[Path, list[
         rates=result.rates,
         sample=record_sample(run, frames, sample),
         weights=_pictures(run, frames.info.sensor),
-        storage=_storage(packed) if packed is not None else [],
-        counts=_counts(packed, frames) if packed is not None else [],
+        storage=storage_rows(packed) if packed is not None else [],
         parity=parity,
+        **cost,
         baselines=rows,
         config_yaml=(run.folder / "config.yaml").read_text(),
         environment=_environment(run),
@@ -181,10 +184,23 @@ def _parity(run: Run, packed: PackedNetwork, frames: PackedFrames) -> dict[str, 
     return {**parity.as_dict(), "summary": parity.summary()}
 
 
-def _counts(packed: PackedNetwork, frames: PackedFrames) -> list[dict[str, Any]]:
-    """Operations of one inference, averaged over the first test recordings, layer by layer."""
+def _cost(packed: PackedNetwork, frames: PackedFrames) -> dict[str, Any]:
+    """What one inference takes, averaged over the first test recordings: counts, NeuroBench's metrics, energy."""
     words = frames.words(PARITY_SAMPLES).transpose(0, 1)
     counts = packed.simulate(words).counts
+    estimate = energy(packed, counts)
+    return {
+        "counts": _counts(counts),
+        "neurobench": {
+            **neurobench(packed, counts),
+            "scale_multiplies": counts.total.scale_multiplies / counts.batch,
+        },
+        "energy": {**estimate.as_dict(), "text": estimate.text()},
+    }
+
+
+def _counts(counts: Counts) -> list[dict[str, Any]]:
+    """Operations of one inference, layer by layer."""
     return [
         {
             "layer": row.name,
@@ -199,12 +215,13 @@ def _counts(packed: PackedNetwork, frames: PackedFrames) -> list[dict[str, Any]]
     ]
 
 
-def _storage(packed: PackedNetwork) -> list[dict[str, Any]]:
-    rows = []
+def storage_rows(packed: PackedNetwork) -> list[dict[str, Any]]:
+    """What each layer of weights takes, and then the rest, so that the rows add up to the file's tensors."""
+    rows: list[dict[str, Any]] = []
     for layer in packed.linear_layers:
         weights = layer.spec.in_features * layer.spec.out_features
         stored = sum(tensor.nbytes for tensor in layer.tensors().values())
-        signs_and_scales = sum(t.nbytes for t in (layer.planes, layer.scale, layer.offset) if t is not None)
+        signs_and_scales = sum(tensor.nbytes for key, tensor in layer.tensors().items() if key != "bias")
         rows.append(
             {
                 "layer": layer.spec.name,
@@ -215,6 +232,9 @@ def _storage(packed: PackedNetwork) -> list[dict[str, Any]]:
                 "float32_bytes": stored - signs_and_scales + 4 * weights,
             }
         )
+    rest = packed.packed_bytes - sum(row["packed_bytes"] for row in rows)
+    if rest:
+        rows.append({"layer": "neurons", "weights": 0, "packed_bytes": rest, "float32_bytes": rest})
     return rows
 
 

@@ -73,8 +73,10 @@ class ReportData:
         rates: spikes per neuron and step on the evaluated split, by layer.
         sample: one recording on its way through the network.
         weights: pictures of the weights' signs.
-        storage: rows of layer, shape, weights, bits_per_weight, packed_bytes, float32_bytes.
+        storage: rows of layer, shape, weights, bits_per_weight, packed_bytes, float32_bytes; they add up to the network.
         counts: rows of layer, dense_synops, effective_synops, spikes, rate, neuron_updates, bytes, for one inference.
+        neurobench: its metrics for one inference, as :func:`tbnn.sim.neurobench.neurobench` names them, and scale_multiplies.
+        energy: layers and total (rows of :meth:`tbnn.sim.energy.Energy.table`), and text, for one inference.
         parity: ok, equal, summary and layers (rows, or name -> row): the packed network against the trained one.
         baselines: rows of name, weights, gradient, accuracy, samples: other networks on the same split.
         config_yaml: the whole configuration.
@@ -97,6 +99,8 @@ class ReportData:
     weights: list[WeightPicture] = field(default_factory=list)
     storage: list[dict[str, Any]] = field(default_factory=list)
     counts: list[dict[str, Any]] = field(default_factory=list)
+    neurobench: dict[str, Any] = field(default_factory=dict)
+    energy: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
     baselines: list[dict[str, Any]] = field(default_factory=list)
     config_yaml: str = ""

@@ -170,9 +170,10 @@ def _storage(data: ReportData) -> Iterator[Section]:
     if data.storage:
         total = tables.total_of(data.storage, ("packed_bytes", "float32_bytes"))
         packed, dense = total.get("packed_bytes"), total.get("float32_bytes")
-        lead = f"Packed, the network takes {text.size(packed)}; the same weights as float32 take {text.size(dense)}."
+        lead = f"Packed, the network takes {text.size(packed)}; with float32 weights it would take {text.size(dense)}."
+        weighted = [row for row in data.storage if row["weights"]]
         caption = "Bytes of each layer packed against float32; the axis is logarithmic, the numbers say how many times "
-        drawn = picture(bars.storage_figure(data.storage), caption + "smaller it became.")
+        drawn = picture(bars.storage_figure(weighted), caption + "smaller it became.")
         yield Section("storage", "Storage", lead, [drawn], [tables.storage_table(data.storage)])
 
 
@@ -183,6 +184,19 @@ def _counts(data: ReportData) -> Iterator[Section]:
         lead = "What one inference takes. A synaptic operation (synop) is one weight added to one neuron. "
         lead += "These are counts, not measurements of time or energy."
         yield Section("counts", "Operations", lead, [drawn], [tables.counts_table(data.counts)])
+
+
+def _neurobench(data: ReportData) -> Iterator[Section]:
+    if data.neurobench:
+        lead = "The same in NeuroBench's terms, operations and updates for one inference. Spikes make every synaptic "
+        lead += "operation an accumulation (AC). "
+        lead += f"Not among them are {text.count(data.neurobench['scale_multiplies'])} multiplications by the weights' scales."
+        yield Section("neurobench", "NeuroBench", lead, [], [tables.neurobench_table(data.neurobench)])
+
+
+def _energy(data: ReportData) -> Iterator[Section]:
+    if data.energy:
+        yield Section("energy", "Energy", str(data.energy["text"]), [], [tables.energy_table(data.energy)])
 
 
 def _parity(data: ReportData) -> Iterator[Section]:
@@ -227,6 +241,6 @@ def _environment(data: ReportData) -> Iterator[Section]:
 
 
 _BUILDERS: tuple[Callable[[ReportData], Iterator[Section]], ...] = (
-    _baselines, _learning, _confusion, _sample, _rates, _weights, _storage, _counts, _parity, _dataset, _config,
+    _baselines, _learning, _confusion, _sample, _rates, _weights, _storage, _counts, _neurobench, _energy, _parity, _dataset, _config,
     _environment,
 )  # fmt: skip

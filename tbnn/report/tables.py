@@ -9,6 +9,8 @@ import numpy as np
 from tbnn.report import text
 from tbnn.report.curves import RATE_PREFIX, rate_layers
 from tbnn.report.data import ReportData
+from tbnn.sim.energy import joules
+from tbnn.sim.tables import ENERGIES
 
 Row = Mapping[str, Any]
 
@@ -155,6 +157,30 @@ def counts_table(rows: Sequence[Row]) -> Table:
     keys = ("dense_synops", "effective_synops", "spikes", "neuron_updates", "bytes")
     full = [*rows, {"layer": "total", **total_of(rows, keys)}]
     return table("Operations of one inference, layer by layer", columns, full, strong=frozenset({len(rows)}))
+
+
+def neurobench_table(metrics: Row) -> Table:
+    """The metrics in one row, under NeuroBench's names."""
+    operations = metrics.get("SynapticOperations", {})
+    columns = [
+        Column("Footprint", "Footprint", text.size),
+        Column("ConnectionSparsity", "ConnectionSparsity", text.share),
+        Column("ActivationSparsity", "ActivationSparsity", text.share),
+        *(Column(name, name, text.count) for name in operations),
+        Column("MembraneUpdates", "MembraneUpdates", text.count),
+    ]
+    return table("", columns, [{**metrics, **operations}])
+
+
+def energy_table(estimate: Row) -> Table:
+    """Joules of one inference, layer by layer, and the sum."""
+    columns = [_name("name", "layer"), *(Column(key, title, _joules) for key, title in ENERGIES.items())]
+    rows = [*estimate["layers"], estimate["total"]]
+    return table("Energy of one inference, layer by layer", columns, rows, strong=frozenset({len(rows) - 1}))
+
+
+def _joules(value: float) -> str:
+    return joules(value).replace(" ", text.NO_BREAK) if value else text.MISSING
 
 
 def parity_table(layers: Any) -> Table | None:

@@ -8,6 +8,8 @@ import torch
 from tbnn.data import PackedFrames, make
 from tbnn.losses import logits
 from tbnn.sim import PackedNetwork, check_parity, pack
+from tbnn.sim.energy import energy
+from tbnn.sim.neurobench import neurobench
 from tbnn.train.batches import evaluation_loader, packed_file
 from tbnn.train.evaluate import Evaluation, evaluate
 from tbnn.train.run import Run, environment, load_run, write_json
@@ -84,4 +86,14 @@ def _simulated(packed: PackedNetwork, frames: PackedFrames, split: str, readout:
         raise ValueError("simulate: expected a network that ends in a readout, got one that ends in spikes")
     predictions = logits(result.readout, readout).argmax(1)
     accuracy = (predictions == torch.from_numpy(frames.labels)).double().mean().item()
-    return {"split": split, "accuracy": accuracy, "samples": len(frames), "counts": result.counts.table()}
+    counts = result.counts
+    estimate = energy(packed, counts)
+    return {
+        "split": split,
+        "accuracy": accuracy,
+        "samples": len(frames),
+        "steps": counts.steps,
+        "counts": counts.table(),
+        "neurobench": neurobench(packed, counts),
+        "energy": {**estimate.as_dict(), "text": estimate.text()},
+    }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tbnn.report import ReportData, Sample, WeightPicture
+from tbnn.sim.energy import TECHNOLOGIES, Energy, LayerEnergy
 
 CLASSES = [f"{digit}" for digit in range(10)]
 
@@ -63,6 +64,14 @@ def made_up_history(rng: np.random.Generator, epochs: int = 20) -> list[dict[str
             }
         )
     return rows
+
+
+def made_up_energy() -> dict[str, Any]:
+    """As of a network of two layers, on the chip that everyone uses."""
+    weights = LayerEnergy("layers.0", "linear", 8.4e-9, 4.2e-8, 0.0, 2.5e-8, 3.1e-9, 0.0, 8.5e-6)
+    neurons = LayerEnergy("layers.1", "leaky", 0.0, 0.0, 1.3e-8, 0.0, 3.7e-10, 2.3e-8)
+    made = Energy(TECHNOLOGIES["45nm"], (weights, neurons))
+    return {**made.as_dict(), "text": made.text()}
 
 
 def made_up_report(seed: int = 0) -> ReportData:
@@ -165,6 +174,15 @@ def made_up_report(seed: int = 0) -> ReportData:
                 "bytes": 2880,
             },
         ],
+        neurobench={
+            "Footprint": 11896,
+            "ConnectionSparsity": 0.0371,
+            "ActivationSparsity": 0.8913,
+            "SynapticOperations": {"Dense": 2006016.0, "Effective_MACs": 0.0, "Effective_ACs": 99651.0},
+            "MembraneUpdates": 4081.0,
+            "scale_multiplies": 12768.0,
+        },
+        energy=made_up_energy(),
         parity={
             "ok": True,
             "equal": True,

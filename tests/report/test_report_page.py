@@ -177,6 +177,8 @@ EMPTY_PARTS = {
     "weights": ({"weights": []}, "Weights"),
     "storage": ({"storage": []}, "Storage"),
     "counts": ({"counts": []}, "Operations"),
+    "neurobench": ({"neurobench": {}}, "NeuroBench"),
+    "energy": ({"energy": {}}, "Energy"),
     "parity": ({"parity": {}}, "Parity"),
     "dataset": ({"dataset": {}}, "Data"),
     "config": ({"config_yaml": "\n"}, "Configuration"),
@@ -193,6 +195,15 @@ def test_a_part_alone_brings_only_its_section(report, key):
     assert [s.title for s in found if s.id == key] == [EMPTY_PARTS[key][1]]
     assert {s.id for s in found} == ({"learning", "rates"} if name == "history" else {key})
     assert all(s.pictures or s.tables or s.source or s.id == "parity" for s in found)
+
+
+def test_neurobench_and_energy_of_one_inference(report, reader):
+    assert "Footprint ConnectionSparsity ActivationSparsity Dense Effective_MACs Effective_ACs" in reader.text
+    assert "11.9 kB 3.71 % 89.13 % 2,006,016 0 99,651 4,081" in reader.text
+    assert "12,768 multiplications by the weights' scales" in reader.text
+    assert report.energy["text"] in unescape(reader.text)
+    assert "layers.0 8.4 nJ 42 nJ – 25 nJ 3.1 nJ – 78.5 nJ 8.5 µJ" in reader.text
+    assert "total 8.4 nJ 42 nJ 13 nJ 25 nJ 3.47 nJ 23 nJ 115 nJ 8.5 µJ" in reader.text
 
 
 def test_a_section_left_out_leaves_no_heading(report):
