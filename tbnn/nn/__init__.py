@@ -18,6 +18,7 @@ from tbnn.nn.neuron import Neuron
 from tbnn.nn.nir import to_nir
 from tbnn.nn.nir_import import from_nir
 from tbnn.nn.norm import TemporalBatchNorm
+from tbnn.nn.onnx import to_onnx
 from tbnn.nn.pool import AvgPool2d, Flatten, MaxPool2d, Voting
 from tbnn.nn.recorded import record
 from tbnn.nn.recurrent import Recurrent, RecurrentState
@@ -72,6 +73,7 @@ __all__ = [
     "sigma_at",
     "summary",
     "to_nir",
+    "to_onnx",
     "to_snntorch",
     "zoo",
 ]
