@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,23 +95,63 @@ def test_data_figures() -> None:
         assert f"{100 * share:.1f} %" in ledger
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_packed_figures(threads: int) -> None:
-    rows = json.loads((ROOT / f"experiments/speed/results/packed.cpu.{threads}.json").read_text())["rows"]
+SPEED_RESULTS = ROOT / "experiments/speed/results"
+
+
+@pytest.mark.parametrize("path", sorted(SPEED_RESULTS.glob("packed.cpu.*.json")), ids=lambda p: p.stem)
+def test_packed_figures(path: Path) -> None:
+    rows = json.loads(path.read_text())["rows"]
     assert len(rows) == 6
     for row in rows:
         assert f"| {row['shape']} | {row['theirs']} | {row['ratio']:.1f} |" in TEXTS["experiments/README.md"]
 
 
-def test_density_figures() -> None:
-    rows = json.loads((ROOT / "experiments/speed/results/density.cpu.json").read_text())["rows"]
-    lines = [
-        line for line in TEXTS["experiments/README.md"].splitlines() if re.match(r"\| \(\d+x\d+\)\(\d+x\d+\), ", line)
+@pytest.mark.parametrize("path", sorted(SPEED_RESULTS.glob("simulation.cpu.*.json")), ids=lambda p: p.stem)
+def test_simulation_figures(path: Path) -> None:
+    results, ledger = json.loads(path.read_text()), TEXTS["experiments/README.md"]
+    parts, cells = results["parts"], []
+    for row in results["rows"]:
+        if row["part"] in ("STEP", "BIN", "ON", "CONV"):
+            cells.append(f"| {row['shape']} | {row['theirs']} | {row['ratio']:.1f} |")
+        if row["part"] == "STEP":
+            cells.append(f"| {row['shape']} | {row['ours_us_per_step']:.0f} | {row['theirs_us_per_step']:.0f} |")
+    cells += [f"| {p['shape']} | {p['way']} | {p['share']:.2f} |" for p in parts["BIN"]["ceiling_shares"]]
+    cells += [
+        f"| {fit['shape']}, {results['threads']} | {fit['ns_per_spike']:.1f} | {fit['constant_share']:.2f} |"
+        for fit in parts["DENS"]["cost_per_spike"]
     ]
-    assert len(lines) == 16
+    cells += [f"| {m['neurons']:,} | {m['bits_per_weight']:.3f} |" for m in parts["MEMORY"]["memory"]]
+    cells += [f"| {s['grows']}, {results['threads']} | {s['exponent']:.2f} |" for s in parts["REC"]["sweeps"]]
+    ceilings, large = parts["BIN"]["ceilings"], parts["REC"]["large"]
+    cells.append(f"{ceilings['and_popcount_add_per_s'] / 1e12:.2f} T bit-MAC/s")
+    cells.append(f"{100 * parts['DENS']['choice']['worst_loss']:.0f} %")
+    cells.append(f"{large['seconds']:.1f} s")
+    cells.append(f"{large['peak_bytes'] / 2**20:.0f} MiB")
+    missing = [cell for cell in cells if cell not in ledger]
+    assert missing == []
+
+
+def density_rows() -> list[dict[str, Any]]:
+    """Of one thread: of the simulation's suite where it was run, else of the product alone."""
+    path = SPEED_RESULTS / "simulation.cpu.1.json"
+    return json.loads((path if path.exists() else SPEED_RESULTS / "density.cpu.json").read_text())["rows"]
+
+
+# The columns of the ledger's two tables of products: ours and theirs.
+BY_DENSITY = (("event-driven", "dense packed"), ("the chosen one", "torch fp32 matmul"))
+BY_LISTS = tuple(
+    ("index lists", theirs) for theirs in ("the chosen one", "torch fp32 matmul", "torch matmul of CSR weights")
+)
+
+
+def test_density_figures() -> None:
+    rows = density_rows()
+    pattern = r"\| \(\d+x\d+\)\(\d+x\d+\), (\d+% weights, )?[\d.]+% \|"
+    lines = [line for line in TEXTS["experiments/README.md"].splitlines() if re.match(pattern, line)]
+    assert len(lines) >= 16
     for line in lines:
-        name, events, chosen = (cell.strip() for cell in line.strip("|").split("|"))
+        name, *figures = (cell.strip() for cell in line.strip("|").split("|"))
         mine = [row for row in rows if row["shape"] == f"{name} spikes, 1 thread"]
-        ratios = {(row["ours"], row["theirs"]): f"{row['ratio']:.1f}" for row in mine}
-        assert ratios["event-driven", "dense packed"] == events
-        assert ratios["the chosen one", "torch fp32 matmul"] == chosen
+        ratios = {(row["ours"], row["theirs"]): row["ratio"] for row in mine}
+        pairs, digits = (BY_DENSITY, 1) if len(figures) == 2 else (BY_LISTS, 2)
+        assert figures == [f"{ratios[pair]:.{digits}f}" for pair in pairs]

@@ -37,8 +37,11 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def row(times: dict[str, list[float]], ours: str, theirs: str) -> dict[str, Any]:
-    """The ratio theirs/ours, round by round, as median, minimum and maximum, and each side's median in ms."""
+def row(times: dict[str, list[float]], ours: str, theirs: str, aim: float | None = None) -> dict[str, Any]:
+    """The ratio theirs/ours, round by round, as median, minimum and maximum, and each side's median in ms.
+
+    ``aim`` is the ratio that was set out for, where there is one.
+    """
     ratios = [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
     return {
         "ours": ours,
@@ -49,16 +52,37 @@ def row(times: dict[str, list[float]], ours: str, theirs: str) -> dict[str, Any]
         "ours_ms": 1e3 * statistics.median(times[ours]),
         "theirs_ms": 1e3 * statistics.median(times[theirs]),
         "rounds": len(ratios),
+        **({} if aim is None else {"aim": aim}),
     }
 
 
 def save(name: str, rows: list[dict[str, Any]]) -> Path:
     """Print the rows and write them with date, machine and versions to results/NAME.json."""
     for r in rows:
-        shape = r.get("shape", "")
-        spread = f"({r['ratio_min']:.1f}-{r['ratio_max']:.1f})"
-        print(f"{shape:44} {r['ratio']:7.1f} times {spread:13} as fast as {r['theirs']}, {r['rounds']} rounds")
-    facts = {
+        print(line(r))
+    return write(RESULTS / f"{name}.json", {"rows": rows})
+
+
+def write(path: Path, found: dict[str, Any]) -> Path:
+    """What was found, after date, machine and versions, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**machine(), **found}, indent=1) + "\n")
+    return path
+
+
+def line(r: dict[str, Any]) -> str:
+    """A row as text: shape, ratio, spread, the aim where there is one."""
+    spread = f"({r['ratio_min']:.1f}-{r['ratio_max']:.1f})"
+    text = f"{r.get('shape', ''):52} {r['ratio']:7.1f} times {spread:15} as fast as {r['theirs']}, {r['rounds']} rounds"
+    if "aim" not in r:
+        return text
+    return f"{text}; aim {r['aim']:g}: {'met' if r['ratio'] >= r['aim'] else 'missed'}"
+
+
+def machine() -> dict[str, str]:
+    """Date, machine and versions."""
+    return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": _cpu_name(),
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU: not measured",
@@ -66,10 +90,6 @@ def save(name: str, rows: list[dict[str, Any]]) -> Path:
         "torch": torch.__version__,
         "tbnn": tbnn.__version__,
     }
-    path = RESULTS / f"{name}.json"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
-    return path
 
 
 def _cpu_name() -> str:
