@@ -6,7 +6,7 @@ from tbnn.bits import pack_bits, unpack_bits
 from tbnn.nn.summary import summary
 from tbnn.ops.ddt import ddt
 from tbnn.ops.quantize import quantize
-from tbnn.sim import PackedNetwork, pack
+from tbnn.sim import PackedNetwork, pack, unpack
 
 __all__ = [
     "PackedNetwork",
@@ -18,5 +18,6 @@ __all__ = [
     "quantize",
     "summary",
     "surrogate",
+    "unpack",
     "unpack_bits",
 ]

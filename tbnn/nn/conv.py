@@ -12,6 +12,7 @@ from tbnn.ops.quantize.estimators import Estimator
 from tbnn.ops.quantize.sparsify import SparsityLike
 
 Sizes = int | Sequence[int]
+Margins = Sequence[Sequence[int]]
 
 
 class _BinaryConv(BinaryWeight, abstract=True):
@@ -25,7 +26,7 @@ class _BinaryConv(BinaryWeight, abstract=True):
         out_channels: int,
         kernel_size: Sizes,
         stride: Sizes = 1,
-        padding: str | Sizes = 0,
+        padding: str | Sizes | Margins = 0,
         dilation: Sizes = 1,
         groups: int = 1,
         bias: bool = True,
@@ -54,8 +55,11 @@ class _BinaryConv(BinaryWeight, abstract=True):
         self.in_channels, self.out_channels, self.kernel_size, self.groups = in_channels, out_channels, kernel, groups
         self.stride = sizes_of("stride", stride, self.spatial)
         self.dilation = sizes_of("dilation", dilation, self.spatial)
-        self.padding = padding if isinstance(padding, str) else sizes_of("padding", padding, self.spatial, least=0)
         self.margins = _margins(padding, kernel, self.stride, self.dilation)
+        even = all(lo == hi for lo, hi in self.margins)
+        self.padding = (
+            padding if isinstance(padding, str) else tuple(lo for lo, _ in self.margins) if even else self.margins
+        )
 
     def prepare(self) -> Prepared:
         """The layer with its weights quantised once: a function of x, for many calls in one pass."""
@@ -101,7 +105,7 @@ class BinaryConv2d(_BinaryConv):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in ``torch.nn.Conv2d``;
-            padding also "same" or "valid".
+            padding also "same" or "valid", or for each axis how many zeros stand before and after it.
         padding_mode: "zeros", the only one that leaves bits bits and counts exact.
         bits, sparsity, scope, estimator, form, lam, block: as in :class:`BinaryLinear`.
 
@@ -191,7 +195,7 @@ def sizes_of(name: str, value: Sizes, count: int, least: int = 1) -> tuple[int, 
 
 
 def _margins(
-    padding: str | Sizes, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+    padding: str | Sizes | Margins, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[tuple[int, int], ...]:
     """How many zeros stand before and after each axis."""
     if padding == "same":
@@ -201,5 +205,10 @@ def _margins(
         return tuple((total // 2, total - total // 2) for total in extra)
     if isinstance(padding, str) and padding != "valid":
         raise ValueError(f"padding: expected 'same', 'valid' or sizes, got {padding!r}")
-    sizes = (0,) * len(kernel) if isinstance(padding, str) else sizes_of("padding", padding, len(kernel), least=0)
+    if not isinstance(padding, str | int) and any(not isinstance(size, int) for size in padding):
+        if len(padding) != len(kernel) or any(isinstance(pair, int) for pair in padding):
+            raise ValueError(f"padding: expected (before, after) for each of {len(kernel)} axes, got {padding}")
+        pairs = [sizes_of("padding", pair, 2, least=0) for pair in padding]
+        return tuple((before, after) for before, after in pairs)
+    sizes = (0,) * len(kernel) if isinstance(padding, str) else sizes_of("padding", padding, len(kernel), least=0)  # pyright: ignore[reportArgumentType]
     return tuple((size, size) for size in sizes)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from tbnn.ops.quantize import Codes, check_quantize, quantize_with_codes
 from tbnn.ops.quantize.estimators import Estimator
 from tbnn.ops.quantize.sparsify import SparsityLike
 
+OPTIONAL = ("gain", "frozen_values", "frozen_scale", "frozen_offset")  # buffers that a layer may have
 START_GAIN = 2.0  # mean |w|·√fan_in at the start: a tenth of the inputs active then drives a neuron near its threshold
 
 
@@ -32,6 +33,7 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
 
     Attributes:
         gain: None, or (outputs,), a factor on each output's scales, offsets and Ŵ: what :func:`fold_batch_norms` leaves.
+        frozen_values, frozen_scale, frozen_offset: None, or the codes that :meth:`freeze` holds the weights at.
 
     Raises:
         ValueError: sizes below 1, arguments that :func:`tbnn.quantize` refuses; λ = 0 where training may make Var(q) 0.
@@ -40,6 +42,9 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
     """
 
     gain: Tensor | None
+    frozen_values: Tensor | None
+    frozen_scale: Tensor | None
+    frozen_offset: Tensor | None
 
     def __init__(
         self,
@@ -66,8 +71,9 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
         self.estimator, self.form, self.lam, self.block = estimator, form, lam, block
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
-        self.register_buffer("gain", None)
-        self.register_load_state_dict_pre_hook(_expect_gain)
+        for name in OPTIONAL:
+            self.register_buffer(name, None)
+        self.register_load_state_dict_pre_hook(_expect_optional)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -79,6 +85,14 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
 
     def quantized(self) -> tuple[Tensor, Codes]:
         """Ŵ of the weight's shape, differentiable in the latent weights, and its :meth:`codes`."""
+        weight, values, scale, offset = self._latent() if self.frozen_values is None else self._frozen()
+        if self.gain is not None:
+            gain = self.gain[:, None]
+            weight, scale, offset = weight * gain, scale * gain, offset * gain
+        return weight.view_as(self.weight), Codes(values.view_as(self.weight), scale, offset)
+
+    def _latent(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ŵ and its codes from the latent weights, a row an output."""
         weight, (values, scale, offset) = quantize_with_codes(
             self.weight.flatten(1),
             bits=self.bits,
@@ -90,11 +104,50 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
             block=self.block,
             estimator=self.estimator,
         )
-        scale, offset = scale.squeeze(-1), offset.squeeze(-1)
-        if self.gain is not None:
-            gain = self.gain[:, None]
-            weight, scale, offset = weight * gain, scale * gain, offset * gain
-        return weight.view_as(self.weight), Codes(values.view_as(self.weight), scale, offset)
+        return weight, values, scale.squeeze(-1), offset.squeeze(-1)
+
+    def _frozen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ŵ and its codes as :meth:`freeze` left them."""
+        if self.weight.requires_grad:
+            raise ValueError(
+                f"{type(self).__name__}.weight: the weights are frozen at their codes and do not train: expected "
+                "requires_grad=False, got True"
+            )
+        scale, offset = cast("Tensor", self.frozen_scale), cast("Tensor", self.frozen_offset)
+        return self.weight.flatten(1), cast("Tensor", self.frozen_values).to(scale.dtype), scale, offset
+
+    @torch.no_grad()
+    def freeze(self, codes: Codes | None = None) -> None:
+        """Hold the weights at given codes, by default at the layer's own: :meth:`codes` then returns just these.
+
+        The latent weights become Ŵ and take no gradient, so an optimizer leaves them; the bias still trains, and gradients
+        still pass to the input. Nothing is quantised any more: training that asks for the weights' gradient raises
+        ``ValueError``. A layer with given codes needs no latent weights that would quantise to them.
+
+        Args:
+            codes: integer values of the weight's shape, in [−255, 255]; scale and offset (outputs, blocks), offset 0 in
+                the linear form.
+
+        Raises:
+            ValueError: codes of other shapes; full-precision weights.
+        """
+        if self.bits is None:
+            raise ValueError(f"{type(self).__name__}: expected weights of few bits to freeze, got bits=None")
+        values, scale, offset = self.codes() if codes is None else codes
+        row = self.weight[0].numel()
+        block = min(self.block or row, row)
+        blocks = (self.weight.shape[0], -(-row // block))
+        if values.shape != self.weight.shape or scale.shape != blocks or offset.shape != blocks:
+            raise ValueError(
+                f"{type(self).__name__}: expected values {tuple(self.weight.shape)}, scale and offset {blocks}, got "
+                f"{tuple(values.shape)}, {tuple(scale.shape)}, {tuple(offset.shape)}"
+            )
+        flat = values.flatten(1).to(self.weight.device, torch.int16)
+        scale, offset = scale.to(self.weight, copy=True), offset.to(self.weight, copy=True)
+        each = scale.repeat_interleave(block, 1)[:, :row], offset.repeat_interleave(block, 1)[:, :row]
+        self.frozen_values, self.frozen_scale, self.frozen_offset, self.gain = flat, scale, offset, None
+        self.weight.copy_((each[0] * flat + each[1]).view_as(self.weight))
+        self.weight.requires_grad_(False)
 
     def quantized_weight(self) -> Tensor:
         """Ŵ, of the weight's shape, differentiable in the latent weights."""
@@ -117,14 +170,20 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
         return (
             f"bias={self.bias is not None}, "
             + ", ".join(f"{k}={v}" for k, v in shown.items())
-            + (f", block={self.block}")
+            + f", block={self.block}"
+            + (", frozen=True" if self.frozen_values is not None else "")
         )
 
 
-def _expect_gain(module: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Make room for the gain of a folded layer, or drop one's own, before a state dict is loaded."""
-    saved = state_dict.get(prefix + "gain")
-    module.gain = None if saved is None else module.weight.new_ones(saved.shape)
+def _expect_optional(module: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Make room for what a folded or frozen layer has more, or drop one's own, before a state dict is loaded."""
+    was_frozen = module.frozen_values is not None
+    for name in OPTIONAL:
+        saved = state_dict.get(prefix + name)
+        room = None if saved is None else torch.empty_like(saved, device=module.weight.device)
+        setattr(module, name, room if room is None or not room.is_floating_point() else room.to(module.weight.dtype))
+    if was_frozen != (module.frozen_values is not None):
+        module.weight.requires_grad_(was_frozen)
 
 
 Parts = Iterator[tuple[Tensor, Tensor | None]]

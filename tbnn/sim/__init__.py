@@ -3,7 +3,7 @@
 from tbnn.sim.counts import Counts, LayerCounts
 from tbnn.sim.layers import PackedConv, PackedIntegrator, PackedLeaky, PackedLinear, PackedPool
 from tbnn.sim.network import PackedNetwork, SimulationResult
-from tbnn.sim.pack import pack
+from tbnn.sim.pack import pack, unpack
 from tbnn.sim.parity import LayerParity, Parity, check_parity
 from tbnn.sim.run import NeuronState
 from tbnn.sim.stream import Pushed, Stream
@@ -25,4 +25,5 @@ __all__ = [
     "Stream",
     "check_parity",
     "pack",
+    "unpack",
 ]

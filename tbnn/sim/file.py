@@ -1,6 +1,6 @@
 """The ``.tbnn`` file: safetensors whose metadata hold a JSON header, and a digest of both.
 
-Metadata ``tbnn`` is ``{"format": "tbnn", "version": 2, "in_features": …, "layers": [spec, …], "provenance": {…}}``,
+Metadata ``tbnn`` is ``{"format": "tbnn", "version": 3, "in_features": …, "layers": [spec, …], "provenance": {…}}``,
 a spec as in :mod:`tbnn.sim.layers` with its ``kind``; ``sha256`` is over that text and every tensor. Tensors are named
 "layers.0.planes", "layers.1.recurrent_layer.scale", …: the layer's name, then the tensor's. Nothing is unpickled.
 """
@@ -8,7 +8,7 @@ a spec as in :mod:`tbnn.sim.layers` with its ``kind``; ``sha256`` is over that t
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from tbnn.files import replacing
 from tbnn.sim.layers import (
     ConvSpec,
+    DelayedSpec,
     DelaySpec,
     EdgeSpec,
     IntegratorSpec,
@@ -27,27 +28,31 @@ from tbnn.sim.layers import (
     LinearSpec,
     PackedConv,
     PackedDelay,
+    PackedDelayed,
     PackedEdge,
     PackedIntegrator,
     PackedLayer,
     PackedLeaky,
     PackedLinear,
     PackedPool,
+    PackedSparse,
     PackedVoting,
     PoolSpec,
     Shapes,
+    SparseSpec,
     Spec,
     VotingSpec,
     inner_linear,
 )
 
-FORMAT, VERSION = "tbnn", 2
+FORMAT, VERSION = "tbnn", 3
+OLDEST = 2  # a version whose fields are those of this one, but for some that have defaults
 HEADER_KEYS = ("format", "version", "in_features", "layers", "provenance")
 
 SPECS: dict[str, type[Spec]] = {spec.kind: spec for spec in get_args(Spec)}
 
-# safetensors' names of the two dtypes that occur.
-DTYPES = {"I32": torch.int32, "F32": torch.float32}
+# safetensors' names of the dtypes that occur.
+DTYPES = {"I32": torch.int32, "F32": torch.float32, "U16": torch.uint16, "U8": torch.uint8}
 
 Network = TypeVar("Network")
 
@@ -127,41 +132,47 @@ def parse_header(text: str | None) -> tuple[dict[str, Any], list[Spec]]:
     """The header and its layers' specs; ``ValueError`` for anything but a header this version can read."""
     if text is None:
         raise ValueError("a safetensors file without the metadata 'tbnn': another program wrote it")
-    header = json.loads(text)
+    header = json.loads(text, parse_constant=_no_number)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"header: expected format {FORMAT!r}, got {text[:60]!r}")
     version = header.get("version")
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or not OLDEST <= version <= VERSION:
         newer = " (a newer tbnn wrote it: update tbnn)" if type(version) is int and version > VERSION else ""
-        raise ValueError(f"header: expected version {VERSION}, got {version!r}{newer}")
+        raise ValueError(f"header: expected version {OLDEST} to {VERSION}, got {version!r}{newer}")
     if set(header) != set(HEADER_KEYS):
         raise ValueError(f"header: expected the keys {', '.join(HEADER_KEYS)}, got {', '.join(header)}")
     kinds = (("in_features", int), ("layers", list), ("provenance", dict))
     for key, kind in kinds:
         if type(header[key]) is not kind:
             raise ValueError(f"header: {key}: expected {kind.__name__}, got {header[key]!r:.60}")
-    return header, [_spec(entry) for entry in header["layers"]]
+    return header, [_spec(entry, version < VERSION) for entry in header["layers"]]
 
 
-def _spec(entry: Any) -> Spec:
-    """A spec from its JSON object, every field present and of its type."""
+def _no_number(text: str) -> None:
+    raise ValueError(f"header: expected finite numbers, got {text}")
+
+
+def _spec(entry: Any, older: bool) -> Spec:
+    """A spec from its JSON object, every field present and of its type; an older file may lack those with defaults."""
     kind = entry.get("kind") if isinstance(entry, dict) else None
-    if kind not in SPECS:
+    if not isinstance(kind, str) or kind not in SPECS:
         raise ValueError(f"header: expected a layer with a kind among {', '.join(SPECS)}, got {entry!r:.60}")
     values = {key: value for key, value in entry.items() if key != "kind"}
-    return _typed(SPECS[kind], values)
+    return _typed(SPECS[kind], values, older)
 
 
-def _typed(cls: type[Any], values: Any) -> Any:
+def _typed(cls: type[Any], values: Any, older: bool) -> Any:
     """A spec of class ``cls`` from its fields; ``ValueError`` for missing, extra or mistyped ones."""
     names = [f.name for f in fields(cls)]
+    if older and isinstance(values, dict):
+        values = {f.name: f.default for f in fields(cls) if f.default is not MISSING} | values
     if not isinstance(values, dict) or set(values) != set(names):
         raise ValueError(f"header: {cls.kind}: expected the fields {', '.join(names)}, got {values!r:.200}")
     values = dict(values)
     for f in fields(cls):
         value = values[f.name]
-        if f.type == LinearSpec or f.type == LinearSpec | None:
-            values[f.name] = None if value is None and f.type != LinearSpec else _typed(LinearSpec, value)
+        if LinearSpec in (f.type, *get_args(f.type)):
+            values[f.name] = None if value is None and f.type != LinearSpec else _typed(_inner(f, value), value, older)
         elif get_origin(f.type) is tuple:
             if not isinstance(value, list) or [type(v) for v in value] != list(get_args(f.type)):
                 raise ValueError(f"header: {cls.kind}: {f.name}: expected {f.type}, got {value!r:.60}")
@@ -171,10 +182,17 @@ def _typed(cls: type[Any], values: Any) -> Any:
     return cls(**values)
 
 
+def _inner(field: Field[Any], value: Any) -> type[Spec]:
+    """The class of a spec inside another, told by a field that only it has."""
+    marks: dict[str, type[Spec]] = {"kernel": ConvSpec, "connections": SparseSpec}
+    several = field.type != LinearSpec and isinstance(value, dict)
+    return next((cls for mark, cls in marks.items() if several and mark in value), LinearSpec)
+
+
 def expected_tensors(specs: list[Spec]) -> Shapes:
     """Dtype and shape of every tensor of a file with these layers."""
     feedbacks = [spec.feedback for spec in specs if isinstance(spec, LeakySpec) and spec.feedback is not None]
-    kernels = [spec.kernel for spec in specs if isinstance(spec, ConvSpec)]
+    kernels = [spec.kernel for spec in (*specs, *feedbacks) if isinstance(spec, ConvSpec | DelayedSpec)]
     parts = [(spec.name, spec.shapes()) for spec in (*specs, *feedbacks, *kernels)]
     expected: Shapes = {}
     for name, shapes in parts:
@@ -203,9 +221,12 @@ def _layer(spec: Spec, tensors: dict[str, Tensor]) -> PackedLayer:
     own = {key: tensors[f"{spec.name}.{key}"] for key in spec.shapes()}
     if isinstance(spec, LinearSpec):
         return PackedLinear(spec, **own)
+    if isinstance(spec, SparseSpec):
+        return PackedSparse(spec, **own)
     if isinstance(spec, ConvSpec):
-        kernel = _layer(spec.kernel, tensors)
-        return PackedConv(spec, kernel)  # pyright: ignore[reportArgumentType]
+        return PackedConv(spec, _layer(spec.kernel, tensors))  # pyright: ignore[reportArgumentType]
+    if isinstance(spec, DelayedSpec):
+        return PackedDelayed(spec, _layer(spec.kernel, tensors), **own)  # pyright: ignore[reportArgumentType]
     if isinstance(spec, PoolSpec):
         return PackedPool(spec)
     if isinstance(spec, EdgeSpec):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-DTYPES = {"I32": "<i4", "F32": "<f4"}
+DTYPES = {"I32": "<i4", "F32": "<f4", "U16": "<u2", "U8": "u1"}
 f32 = np.float32
 
 
@@ -32,6 +32,8 @@ def bits_of(words: np.ndarray, count: int) -> np.ndarray:
 class Linear:
     """``y = Σ_k (scale_k·p_k + offset_k·n_k) + bias``."""
 
+    each = False  # whether each output has bits of its own
+
     def __init__(self, layer: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
         name, bits, top = layer["name"], layer["bits"], 2 ** layer["bits"] - 1
         factors, constant = ([2 ** (j + 1) for j in range(bits)], -top) if bits > 1 else ([2], -1)
@@ -43,16 +45,30 @@ class Linear:
         self.offset, self.bias = tensors.get(f"{name}.offset"), tensors.get(f"{name}.bias")
 
     def __call__(self, s: np.ndarray, bias: np.ndarray | None = None, rows: slice = slice(None)) -> np.ndarray:
-        y = f32(0)
+        """Bits (..., in), or those of each output (..., out, in), -> (..., out)."""
+        y, each = f32(0), self.each
         for k, lo in enumerate(range(0, s.shape[-1], self.block)):
-            part = s[..., lo : lo + self.block].astype(np.int64)
-            p = part @ self.values[rows, lo : lo + self.block].T
+            part, values = s[..., lo : lo + self.block].astype(np.int64), self.values[rows, lo : lo + self.block]
+            p = (part * values).sum(-1) if each else part @ values.T
             term = p.astype(f32) * self.scale[rows, k]
             if self.offset is not None:
-                term = term + part.sum(-1, keepdims=True).astype(f32) * self.offset[rows, k]
+                term = term + part.sum(-1, keepdims=not each).astype(f32) * self.offset[rows, k]
             y = term if k == 0 else y + term
         bias = self.bias if bias is None else bias
         return y if bias is None else y + bias[rows]
+
+
+class Sparse(Linear):
+    """The same from lists of connections."""
+
+    def __init__(self, layer: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        name, self.block = layer["name"], layer["in_features"]
+        lists = np.repeat(np.arange(2 * self.block), np.diff(tensors[f"{name}.starts"]))
+        self.values = np.zeros((layer["out_features"], self.block), np.int64)
+        magnitudes = tensors.get(f"{name}.magnitudes", np.ones(len(lists)))
+        self.values[tensors[f"{name}.outputs"], lists // 2] = (1 - 2 * (lists % 2)) * magnitudes
+        self.scale, self.offset = tensors[f"{name}.scale"], tensors.get(f"{name}.offset")
+        self.bias = tensors.get(f"{name}.bias")
 
 
 class Conv:
@@ -86,6 +102,21 @@ def windows(x: np.ndarray, window: list[int], stride: list[int], dilation: list[
     return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
 
+class Delayed:
+    """A kernel whose outputs see the bits of other steps."""
+
+    def __init__(self, layer: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        self.kernel, self.past = Linear(layer["kernel"], tensors), []
+        self.kernel.each = True
+        bits = bits_of(tensors[f"{layer['name']}.delay"], layer["kernel"]["in_features"]).astype(int)
+        self.delay = np.tensordot(2 ** np.arange(len(bits)), bits, 1)  # (out, in)
+
+    def __call__(self, s: np.ndarray) -> np.ndarray:
+        self.past.append(s)
+        reach = range(min(len(self.past), self.delay.max() + 1))
+        return self.kernel(sum(self.past[-1 - d][:, None] * (self.delay == d) for d in reach))
+
+
 class Pool:
     """OR over windows."""
 
@@ -107,18 +138,21 @@ class Neuron:
         self.layer, self.integrates = layer, layer["kind"] == "integrator"
         self.beta, self.theta = tensors[f"{name}.beta"], tensors.get(f"{name}.threshold")
         self.second, self.rest_bias = tensors.get(f"{name}.second"), tensors.get(f"{name}.rest_bias")
-        self.feedback = Linear(layer["feedback"], tensors) if layer.get("feedback") else None
-        self.v: Any = None
+        inner, self.v = layer.get("feedback"), None
+        kind = "conv" if "kernel" in (inner or ()) else "sparse" if "connections" in (inner or ()) else "linear"
+        self.feedback = inner and KINDS[kind](inner, tensors)
 
     def __call__(self, current: np.ndarray) -> np.ndarray:
         first, layer = self.v is None, self.layer
         if first:
             self.v, self.w, self.q, self.waiting = (np.zeros(current.shape, f32) for _ in range(4))
+            self.past = [self.q] * layer.get("delay", 1)
         if self.integrates:
             self.v = self.beta * self.v + current
             return self.v
         if self.feedback is not None:
-            current = current + self.feedback(self.q, self.rest_bias if first else None)
+            bias = [self.rest_bias] if first and self.rest_bias is not None else []
+            current = current + self.feedback(self.past[0], *bias)
         v, w, q = self.v, self.w, self.q
         if layer["reset"] == "zero":
             v = (1 - q) * v
@@ -140,6 +174,7 @@ class Neuron:
             np.put_along_axis(winner, order, True, 1)
             fired &= winner
         self.v, self.w, self.q = v, w, fired.astype(f32)
+        self.past = [*self.past[1:], self.q]
         self.waiting = np.where(fired, layer["refractory"], np.maximum(self.waiting - 1, 0)).astype(f32)
         return self.q
 
@@ -179,14 +214,9 @@ def turn(op: str, s: np.ndarray, pile: list[np.ndarray]) -> np.ndarray:
 
 
 KINDS = {
-    "linear": Linear,
-    "conv": Conv,
-    "pool": Pool,
-    "leaky": Neuron,
-    "integrator": Neuron,
-    "delay": Delay,
-    "voting": Voting,
-}
+    "linear": Linear, "sparse": Sparse, "conv": Conv, "delayed": Delayed, "pool": Pool, "leaky": Neuron, "integrator": Neuron,
+    "delay": Delay, "voting": Voting,
+}  # fmt: skip
 
 
 def simulate(path: Path, x: np.ndarray) -> np.ndarray:

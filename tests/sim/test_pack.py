@@ -111,7 +111,6 @@ LAYERS_REFUSED = [
     ([nn.Dropout(0.5)], r"expected a layer that packs"),
     ([BinaryLinear(7, 5, bits=None, sparsity=0.5)], r"layers\.0: expected weights of 1 to 8 bits, got full precision"),
     ([BinaryConv2d(2, 3, 3)], r"layers\.0: expected frames \(2, H, W\), got \(0,\); give Network an input_shape"),
-    ([BinaryLinear(7, 5), Recurrent(Leaky(0.9), BinaryLinear(5, 5), delay=2)], r"layers\.1: expected .* of delay 1"),
     ([TemporalBatchNorm(7), BinaryLinear(7, 5)], r"layers\.0: expected a binary layer right before a norm"),
     ([BinaryLinear(7, 5), BinaryLinear(5, 5)], r"layers\.1: expected a binary layer, then a neuron"),
     ([BinaryLinear(7, 5), NEURON, NEURON], r"layers\.2: expected a binary layer, then a neuron"),

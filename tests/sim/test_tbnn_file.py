@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,17 @@ from sim_networks import Shape, rough, shapes, small_input, small_network
 from torch import Tensor
 
 from tbnn import files
-from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent
+from tbnn.nn import (
+    BinaryConv2d,
+    BinaryLinear,
+    DelayedLinear,
+    Flatten,
+    Leaky,
+    LeakyIntegrator,
+    MaxPool2d,
+    Network,
+    Recurrent,
+)
 from tbnn.sim import PackedNetwork, file, pack
 from tbnn.sim.file import all_tensors
 
@@ -167,9 +177,9 @@ def not_finite(found: Content) -> None:
 
 
 LIES = {
-    "newer": (change_header(version=3), r"expected version 2, got 3 \(a newer tbnn wrote it"),
-    "older": (change_header(version=0), r"expected version 2, got 0$"),
-    "a version that is no number": (change_header(version=True), "expected version 2, got True"),
+    "newer": (change_header(version=4), r"expected version 2 to 3, got 4 \(a newer tbnn wrote it"),
+    "older": (change_header(version=1), r"expected version 2 to 3, got 1$"),
+    "a version that is no number": (change_header(version=True), "expected version 2 to 3, got True"),
     "format": (change_header(format="other"), "expected format 'tbnn'"),
     "an extra key": (change_header(extra=1), "expected the keys"),
     "a missing key": (lambda found: found[0].pop("provenance"), "expected the keys"),
@@ -178,12 +188,28 @@ LIES = {
     "no layers": (change_header(layers=[]), r"that it does not name: \['layers.0.bias"),
     "layers of another type": (change_header(layers={}), "layers: expected list"),
     "a layer that is none": (change_header(layers=[3]), "expected a layer with a kind"),
+    "a kind that is no text": (change_layer(0, kind=[1]), "expected a layer with a kind among"),
     "kind": (
         change_layer(0, kind="attention"),
-        "expected a layer with a kind among linear, conv, pool, leaky, integrator",
+        "expected a layer with a kind among linear, conv, delayed, pool, leaky, integrator",
     ),
-    "a huge input": (change_layer(0, in_features=10**15, block=10**15), "layers.0.planes: the header says"),
-    "a huge output": (change_layer(0, out_features=2**62), "layers.0.planes: the header says"),
+    "a large input": (change_layer(0, in_features=10**6, block=10**6), "layers.0.planes: the header says"),
+    "a large output": (change_layer(0, out_features=10**9), "layers.0.planes: the header says"),
+    "a huge input": (change_layer(0, in_features=10**15, block=10**15), "in_features: expected at most 2147483647"),
+    "blocks without end": (change_layer(0, in_features=10**30, block=32), "in_features: expected at most 2147483647"),
+    "a huge output": (change_layer(0, out_features=2**62), "out_features: expected at most 2147483647"),
+    "a huge product": (
+        change_layer(0, in_features=2**31 - 1, block=2**31 - 1, out_features=2**31 - 1),
+        "layers.0: words: expected at most 2147483647, got 144115188",
+    ),
+    "planes without end": (change_layer(0, bits=10**9), "bits: expected 1 to 8, got 1000000000"),
+    "a size that is no number": (change_layer(0, in_features=float("nan")), "expected finite numbers, got NaN"),
+    "an endless size": (change_layer(1, features=float("inf")), "expected finite numbers, got Infinity"),
+    "a fraction": (change_layer(1, features=40.0), "features: expected"),
+    "a delay without feedback": (change_layer(1, delay=2), "layers.1: a delay needs a feedback"),
+    "an endless delay": (change_layer(3, delay=10**9), "layers.3: delay: expected at most 65536 steps, got 1000000000"),
+    "a delay of 0": (change_layer(3, delay=0), "layers.3: delay: expected at least 1, got 0"),
+    "endless rest": (change_layer(1, refractory=2**40), "expected refractory and winners of 0 to 2147483647"),
     "a smaller input": (change_layer(4, in_features=33), r"layers.4: expected 40 inputs|multiple of 32"),
     "a negative size": (change_layer(0, out_features=-40), "out_features: expected at least 1"),
     "a size that is true": (change_layer(5, beta_size=True), "beta_size: expected"),
@@ -216,6 +242,101 @@ def test_a_file_that_lies_with_a_right_digest(path: Path, name: str) -> None:
     lie(found)
     file.write(json.dumps(found[0]), found[1], path)
     assert_refused(path, message)
+
+
+def test_a_file_of_version_2_is_read(path: Path) -> None:
+    """It is one of version 3 that knows nothing of delayed feedback."""
+    expected = PackedNetwork.load(path)
+    header, tensors = content(path)
+    header["version"] = 2
+    for layer in header["layers"]:
+        layer.pop("delay", None)
+    file.write(json.dumps(header), tensors, path)
+    assert_same_network(PackedNetwork.load(path), expected)
+    header["version"] = 3
+    file.write(json.dumps(header), tensors, path)
+    assert_refused(path, "leaky: expected the fields .*delay")
+
+
+def late_and_framed() -> PackedNetwork:
+    """A delayed layer, and frames with margins and a feedback through a convolution."""
+    torch.manual_seed(0)
+    back = Recurrent(Leaky(0.5), BinaryConv2d(2, 2, 3, padding=1), delay=2)
+    layers = [BinaryConv2d(1, 2, 3, padding=1), back, MaxPool2d(2), Flatten(), DelayedLinear(8, 3, 5)]
+    return pack(Network(layers, (1, 4, 4)))
+
+
+LATE_LIES = {
+    "a delay beyond the longest": (change_layer(3, max_delay=4), r"layers\.4\.delay: expected 0\.\.4, got up to 5"),
+    "fewer bits of delay": (change_layer(3, max_delay=3), r"layers\.4\.delay: the header says torch.int32 \(2, 3, 1\)"),
+    "an endless delay": (change_layer(3, max_delay=10**9), "layers.4: max_delay: expected at most 65536 steps"),
+    "a negative delay": (change_layer(3, max_delay=-1), "layers.4: max_delay: expected 0 or more, got -1"),
+    "a kernel that is none": (change_layer(3, kernel=None), "linear: expected the fields"),
+    "a stray delay": (
+        lambda found: found[1]["layers.4.delay"].__setitem__((0, 0, 0), 1 << 9),
+        r"layers\.4\.delay: a padding bit past the 8 inputs",
+    ),
+    "endless margins": (
+        change_layer(0, margins=[10**9, 10**9, 1, 1]),
+        "layers.0: out_features: expected at most 2147483647",
+    ),
+    "margins of another number": (change_layer(0, margins=[1, 1]), "conv: margins: expected"),
+    "endless windows": (change_layer(0, window=[3, 10**30]), "layers.0: window: expected at most 2147483647"),
+    "windows that take too much": (
+        change_layer(2, window=[3, 3]),
+        "layers.2: output: expected at least 1|layers.4: expected",
+    ),
+    "an endless frame": (change_layer(2, height=10**9, width=10**9), "layers.2: in_features: expected at most"),
+    "a feedback of another kind": (change_layer(1, feedback={"kernel": 3}), "conv: expected the fields"),
+    "another delay of the feedback": (change_layer(1, delay=0), "layers.1: delay: expected at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", LATE_LIES)
+def test_a_file_that_lies_about_delays_and_frames(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "late.tbnn"
+    late_and_framed().save(path)
+    assert_same_network(PackedNetwork.load(path), late_and_framed())
+    lie, message = LATE_LIES[name]
+    found = content(path)
+    lie(found)
+    file.write(json.dumps(found[0]), found[1], path)
+    assert_refused(path, message)
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value inside a JSON object."""
+    if path:
+        yield path
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inside:
+        yield from places(value, (*path, key))
+
+
+ODD = (0, -1, 3, 2**31, 10**30, -(10**30), 0.5, True, None, "a", [], [1, 2], {}, {"kernel": 1}, {"connections": [1]})
+
+
+@pytest.mark.parametrize("which", ["late", "small"])
+def test_any_value_of_the_header_changed(tmp_path: Path, which: str) -> None:
+    """Refused with the file's name, or another network; never another error."""
+    path = tmp_path / "x.tbnn"
+    (late_and_framed() if which == "late" else pack(small_network())).save(path)
+    header, tensors = content(path)
+    ways = places({key: value for key, value in header.items() if key != "provenance"})
+    for index, (*way, last) in enumerate(ways):
+        for value in ODD[index % 4 :: 4]:
+            changed = json.loads(json.dumps(header))
+            node = changed
+            for key in way:
+                node = node[key]
+            node[last] = value
+            file.write(json.dumps(changed), tensors, path)
+            message = str(path)
+            try:
+                PackedNetwork.load(path)
+            except ValueError as error:
+                message = str(error)
+            assert str(path) in message
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"format": "tbnn"}'])

@@ -7,30 +7,52 @@ from typing import NamedTuple
 
 from tbnn.sim.layers.checks import Shapes
 from tbnn.sim.layers.conv import ConvSpec, PackedConv, PackedPool, PoolSpec
+from tbnn.sim.layers.delayed import DelayedSpec, PackedDelayed
 from tbnn.sim.layers.linear import LinearSpec, PackedLinear, planes_of
 from tbnn.sim.layers.neurons import IntegratorSpec, LeakySpec, PackedIntegrator, PackedLeaky
+from tbnn.sim.layers.sparse import PackedSparse, SparseSpec, thinned
 from tbnn.sim.layers.wires import DelaySpec, EdgeSpec, PackedDelay, PackedEdge, PackedVoting, VotingSpec
 
 __all__ = [
-    "ConvSpec", "DelaySpec", "EdgeSpec", "IntegratorSpec", "LeakySpec", "LinearSpec", "PackedConv", "PackedDelay", "PackedEdge",
+    "ConvSpec", "DelaySpec", "DelayedSpec", "EdgeSpec", "IntegratorSpec", "LeakySpec", "LinearSpec", "PackedConv", "PackedDelay", "PackedDelayed", "PackedEdge",
     "PackedIntegrator", "PackedLayer",
-    "PackedLeaky", "PackedLinear", "PackedPool", "PackedVoting", "PoolSpec", "Shapes", "Spec", "VotingSpec", "Wire", "check_order", "inner_linear",
-    "outputs_of", "planes_of",
+    "PackedLeaky", "PackedLinear", "PackedPool", "PackedSparse", "PackedVoting", "PoolSpec", "Shapes", "SparseSpec", "Spec", "VotingSpec", "Wire", "check_order", "inner_linear",
+    "outputs_of", "planes_of", "thinned",
 ]  # fmt: skip
 
-Spec = LinearSpec | ConvSpec | PoolSpec | LeakySpec | IntegratorSpec | DelaySpec | EdgeSpec | VotingSpec
+Spec = (
+    LinearSpec
+    | ConvSpec
+    | DelayedSpec
+    | PoolSpec
+    | LeakySpec
+    | IntegratorSpec
+    | DelaySpec
+    | EdgeSpec
+    | VotingSpec
+    | SparseSpec
+)
 PackedLayer = (
-    PackedLinear | PackedConv | PackedPool | PackedLeaky | PackedIntegrator | PackedDelay | PackedEdge | PackedVoting
+    PackedLinear
+    | PackedSparse
+    | PackedConv
+    | PackedDelayed
+    | PackedPool
+    | PackedLeaky
+    | PackedIntegrator
+    | PackedDelay
+    | PackedEdge
+    | PackedVoting
 )
 
 
-def inner_linear(layer: PackedLayer) -> PackedLinear | None:
+def inner_linear(layer: PackedLayer) -> PackedLinear | PackedSparse | None:
     """The layer of weights that a layer is or has: a convolution's kernel, a neuron's feedback."""
-    if isinstance(layer, PackedConv):
+    if isinstance(layer, PackedLeaky) and layer.feedback is not None:
+        return inner_linear(layer.feedback)
+    if isinstance(layer, PackedConv | PackedDelayed):
         return layer.kernel
-    if isinstance(layer, PackedLeaky):
-        return layer.feedback
-    return layer if isinstance(layer, PackedLinear) else None
+    return layer if isinstance(layer, PackedLinear | PackedSparse) else None
 
 
 def outputs_of(layer: PackedLayer) -> int:

@@ -11,10 +11,26 @@ def present(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
+LARGEST = 2**31 - 1
+"""No size of a layer is larger: sizes and counts are int32."""
+
+LONGEST = 2**16
+"""No delay is longer, in steps: so many steps of bits would be kept."""
+
+
 def check_sizes(name: str, **sizes: int) -> None:
     for what, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}: {what}: expected at least 1, got {size}")
+        if size > LARGEST:
+            raise ValueError(f"{name}: {what}: expected at most {LARGEST}, got {size}")
+
+
+def check_delay(name: str, **steps: int) -> None:
+    for what, number in steps.items():
+        if not 0 <= number <= LONGEST:
+            bound = "0 or more" if number < 0 else f"at most {LONGEST} steps"
+            raise ValueError(f"{name}: {what}: expected {bound}, got {number}")
 
 
 def check_shared(name: str, features: int, **sizes: int) -> None:

@@ -41,9 +41,11 @@ class ConvSpec:
         check_sizes(self.name, channels=self.channels, height=self.height, width=self.width, groups=self.groups)
         for what in ("window", "stride", "dilation"):
             check_sizes(self.name, **{what: min(getattr(self, what))})
+            check_sizes(self.name, **{what: max(getattr(self, what))})
         if min(self.margins) < 0:
             raise ValueError(f"{self.name}: margins: expected 0 or more, got {self.margins}")
         check_sizes(self.name, output=min(self.out_shape[1:]))
+        check_sizes(self.name, in_features=self.in_features, out_features=self.out_features)
         row = self.channels // self.groups * self.window[0] * self.window[1]
         uneven = self.channels % self.groups or self.kernel.out_features % self.groups
         if uneven or self.kernel.in_features != row:
@@ -104,6 +106,7 @@ class PoolSpec:
         if any(not 0 <= 2 * margin <= size for margin, size in zip(self.padding, self.window, strict=True)):
             raise ValueError(f"{self.name}: padding: expected at most half of {self.window}, got {self.padding}")
         check_sizes(self.name, output=min(self.out_shape[1:]))
+        check_sizes(self.name, in_features=self.in_features, out_features=self.out_features)
 
     @property
     def in_features(self) -> int:

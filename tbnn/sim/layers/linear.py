@@ -50,6 +50,7 @@ class LinearSpec:
                 f"{self.name}: a packed block is a multiple of {WORD_BITS} inputs below in_features, or all "
                 f"{self.in_features} inputs, got {self.block}"
             )
+        check_sizes(self.name, words=-(-self.in_features // WORD_BITS) * self.out_features)
         if not 1 <= self.bits <= 8:
             raise ValueError(f"{self.name}: bits: expected 1 to 8, got {self.bits}")
 

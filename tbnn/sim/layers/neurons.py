@@ -8,8 +8,19 @@ from torch import Tensor
 
 from tbnn.ops.lif import Second
 from tbnn.ops.lif.cpu import RESETS
-from tbnn.sim.layers.checks import Shapes, check_beta, check_shared, check_sizes, check_tensors, present
+from tbnn.sim.layers.checks import (
+    LARGEST,
+    Shapes,
+    check_beta,
+    check_delay,
+    check_shared,
+    check_sizes,
+    check_tensors,
+    present,
+)
+from tbnn.sim.layers.conv import ConvSpec, PackedConv
 from tbnn.sim.layers.linear import LinearSpec, PackedLinear
+from tbnn.sim.layers.sparse import PackedSparse, SparseSpec
 
 
 @dataclass(frozen=True)
@@ -19,13 +30,15 @@ class LeakySpec:
     Attributes:
         reset: "subtract", "zero" or "none".
         beta_size, threshold_size: 1 (shared) or ``features``.
-        feedback: the layer through which spikes return one step later, or None.
+        feedback: the layer through which spikes return, or None.
         rest_bias: whether the feedback has another bias at the first step (what left the neuron before it is 0, not b).
         refractory: steps after a spike in which a neuron cannot spike.
         winners: how many may spike in a step of a sample; 0: all.
         second_size: of a second state (synaptic and adaptive neurons): 0 (none), 1 (shared) or ``features``.
+        delay: how many steps later spikes return through the feedback.
 
-    Raises ``ValueError`` for sizes below 1, an unknown reset, and a feedback of another size.
+    Raises ``ValueError`` for sizes below 1, an unknown reset, a feedback of another size, and a ``rest_bias`` of more than
+    one step or of a convolution.
     """
 
     kind: ClassVar[str] = "leaky"
@@ -34,23 +47,32 @@ class LeakySpec:
     reset: str
     beta_size: int
     threshold_size: int
-    feedback: LinearSpec | None
+    feedback: LinearSpec | SparseSpec | ConvSpec | None
     rest_bias: bool
     refractory: int = 0
     winners: int = 0
     second_size: int = 0
+    delay: int = 1
 
     def __post_init__(self) -> None:
         check_sizes(self.name, features=self.features)
         check_shared(self.name, self.features, beta=self.beta_size, threshold=self.threshold_size)
         if self.second_size:
             check_shared(self.name, self.features, second=self.second_size)
-        if self.refractory < 0 or self.winners < 0:
+        if not (0 <= self.refractory <= LARGEST and 0 <= self.winners <= LARGEST):
             raise ValueError(
-                f"{self.name}: expected refractory and winners of 0 or more, got {self.refractory}, {self.winners}"
+                f"{self.name}: expected refractory and winners of 0 to {LARGEST}, got {self.refractory}, {self.winners}"
             )
         if self.reset not in RESETS:
             raise ValueError(f"{self.name}: reset: expected one of {', '.join(map(repr, RESETS))}, got {self.reset!r}")
+        check_sizes(self.name, delay=self.delay)
+        check_delay(self.name, delay=self.delay)
+        if self.feedback is None and self.delay > 1:
+            raise ValueError(f"{self.name}: a delay needs a feedback, got none and a delay of {self.delay}")
+        if self.rest_bias and (self.delay > 1 or isinstance(self.feedback, ConvSpec)):
+            raise ValueError(
+                f"{self.name}: expected a linear feedback of delay 1 with a rest_bias, got {self.feedback}"
+            )
         if self.feedback is not None:
             sizes = self.feedback.in_features, self.feedback.out_features
             if sizes != (self.features, self.features):
@@ -103,7 +125,7 @@ class PackedLeaky:
     spec: LeakySpec
     beta: Tensor
     threshold: Tensor
-    feedback: PackedLinear | None = None
+    feedback: PackedLinear | PackedSparse | PackedConv | None = None
     rest_bias: Tensor | None = None
     second: Tensor | None = None
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tbnn.sim.layers.checks import Shapes, check_sizes, check_tensors
+from tbnn.sim.layers.checks import Shapes, check_delay, check_sizes, check_tensors
 
 JOINS = ("or", "and", "iand", "current")
 EDGES = ("fork", "swap", *JOINS)
@@ -42,7 +42,7 @@ class EdgeSpec:
 class DelaySpec:
     """Delays of bits: each of ``channels`` runs of ``size`` bits by its own number of steps, ``max_delay`` at most.
 
-    Raises ``ValueError`` for sizes below 1 and a negative delay.
+    Raises ``ValueError`` for sizes below 1, a negative delay and one beyond reason.
     """
 
     kind: ClassVar[str] = "delay"
@@ -53,8 +53,8 @@ class DelaySpec:
 
     def __post_init__(self) -> None:
         check_sizes(self.name, channels=self.channels, size=self.size)
-        if self.max_delay < 0:
-            raise ValueError(f"{self.name}: max_delay: expected 0 or more, got {self.max_delay}")
+        check_sizes(self.name, features=self.features)
+        check_delay(self.name, max_delay=self.max_delay)
 
     @property
     def features(self) -> int:

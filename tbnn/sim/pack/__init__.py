@@ -1,4 +1,4 @@
-"""From a trained network to packed bits. The only part of the simulator that knows :mod:`tbnn.nn`."""
+"""From a trained network to packed bits, and back. The only part of the simulator that knows :mod:`tbnn.nn`."""
 
 import math
 from collections.abc import Iterable
@@ -9,35 +9,46 @@ from torch import nn
 
 from tbnn._version import __version__
 from tbnn.nn import (
-    Adaptive,
-    AdLIF,
+    AvgPool2d,
     BinaryConv1d,
     BinaryConv2d,
     BinaryLinear,
     Delay,
-    Leaky,
+    DelayedLinear,
+    Flatten,
     LeakyIntegrator,
     MaxPool2d,
     Network,
+    Neuron,
     Recurrent,
     Residual,
-    Synaptic,
+    SpikeDropout,
+    Voting,
 )  # fmt: skip
-from tbnn.nn.dropout import SpikeDropout
 from tbnn.nn.fold import NORMS, fold_batch_norms
-from tbnn.nn.pool import Flatten, Voting
 from tbnn.sim.layers import EdgeSpec, PackedEdge, PackedLayer, PackedVoting, VotingSpec
 from tbnn.sim.network import PackedNetwork
-from tbnn.sim.pack.neurons import emitted_by, pack_integrator, pack_neuron, pack_recurrent
-from tbnn.sim.pack.weights import BITS, Affine, Shape, pack_conv, pack_delay, pack_linear, pack_pool
+from tbnn.sim.pack.neurons import (
+    emitted_by,
+    is_packable,
+    pack_integrator,
+    pack_neuron,
+    pack_recurrent,
+    refuse_custom,
+)
+from tbnn.sim.pack.signal import Shape, Signal
+from tbnn.sim.pack.unpack import unpack
+from tbnn.sim.pack.unpacked import RestingRecurrent
+from tbnn.sim.pack.weights import pack_conv, pack_delayed, pack_linear
+from tbnn.sim.pack.wires import averaged, pack_delay, pack_pool
 
-__all__ = ["pack"]
+__all__ = ["pack", "unpack"]
 
-NEURONS = (Leaky, Synaptic, Adaptive, AdLIF)
+RECURRENT = (Recurrent, RestingRecurrent)
 PACKABLE = (
-    "BinaryLinear, BinaryConv1d, BinaryConv2d of 1 to 8 bits, batch norm right after one of them, MaxPool2d of bits, Leaky, "
-    "Synaptic, Adaptive, AdLIF, LeakyIntegrator, Recurrent(neuron, BinaryLinear) of delay 1, Delay, Residual, Voting at the end, dropout, Identity, "
-    "Flatten"
+    "BinaryLinear, BinaryConv1d, BinaryConv2d, DelayedLinear of 1 to 8 bits, batch norm right after one of them, MaxPool2d of "
+    "bits, AvgPool2d right before weights, Leaky, Synaptic, Adaptive, AdLIF, LeakyIntegrator, Recurrent(neuron, BinaryLinear "
+    "or BinaryConv2d), Delay, Residual, Voting at the end, dropout, Identity, Flatten"
 )
 
 
@@ -47,7 +58,8 @@ def pack(model: Network, *, provenance: dict[str, Any] | None = None) -> PackedN
 
     Layers are weights, neuron, weights, neuron, … with pooling of bits in between; a :class:`LeakyIntegrator` comes last.
     Dropout vanishes, a batch norm folds into the scales, offsets and bias of the weights before it. The constants of a
-    neuron that emits denoised values, a·q + b, fold into the next layer's scale, offset and bias.
+    neuron that emits denoised values, a·q + b, fold into the next layer's scale, offset and bias; an average pooling of
+    windows side by side into the next layer's weights, which then stand once for each bit of a window.
 
     Args:
         model: float32, on any device; a float64 model would have to be rounded, which is for the caller to do
@@ -64,46 +76,46 @@ def pack(model: Network, *, provenance: dict[str, Any] | None = None) -> PackedN
         raise ValueError(f"pack: expected a tbnn.nn.Network, got {type(model).__name__}")
     if any(isinstance(module, NORMS) for module in model.modules()):
         model = fold_batch_norms(model)
-    layers, _, _ = _pack_layers("layers", model.layers, _start(model), BITS)
+    layers, end = _pack_layers("layers", model.layers, Signal(_start(model)))
     if not layers:
         raise ValueError(f"pack: expected a layer that packs ({PACKABLE}), got none")
+    if end.frames is not None:
+        raise ValueError("pack: expected weights after an AvgPool2d, which take it in, got the end of the network")
     return PackedNetwork(tuple(layers), math.prod(_start(model)), {"tbnn": __version__, **(provenance or {})})
 
 
-def _pack_layers(
-    prefix: str, modules: Iterable[nn.Module], shape: Shape, emitted: Affine
-) -> tuple[list[PackedLayer], Shape, Affine]:
-    """Layers in order, the shape of what leaves the last one, and what its bits stand for."""
+def _pack_layers(prefix: str, modules: Iterable[nn.Module], signal: Signal) -> tuple[list[PackedLayer], Signal]:
+    """Layers in order, and what leaves the last one."""
     layers: list[PackedLayer] = []
     for index, layer in enumerate(modules):
         name = f"{prefix}.{index}"
         if isinstance(layer, Flatten) or (
             isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (2, -1)
         ):
-            shape = (math.prod(shape),)
+            signal = signal.reshaped((signal.size,))
+        elif type(layer) is AvgPool2d:
+            signal = averaged(name, layer, signal)
         elif type(layer) is Residual:
-            block, shape = _pack_residual(name, layer, shape, emitted)
-            layers, emitted = [*layers, *block], BITS
+            block, signal = _pack_residual(name, layer, signal)
+            layers += block
         elif not isinstance(layer, nn.Dropout | nn.Identity | SpikeDropout):
             _check_dtype(name, layer)
             first = prefix == "layers" and not layers
-            packed, shape, emitted = _pack_layer(name, layer, shape, emitted, first=first)
+            packed, signal = _pack_layer(name, layer, signal, first=first)
             layers.append(packed)
-    return layers, shape, emitted
+    return layers, signal
 
 
-def _pack_residual(name: str, layer: Residual, shape: Shape, emitted: Affine) -> tuple[list[PackedLayer], Shape]:
+def _pack_residual(name: str, layer: Residual, signal: Signal) -> tuple[list[PackedLayer], Signal]:
     """Fork, body, join; with layers in the shortcut: fork, body, swap, shortcut, swap, join."""
-    if emitted != BITS and layer.join != "current":
-        raise ValueError(f"{name}: expected bits before a block that joins bits, got denoised values (emit='denoised')")
-    body, end, given = _pack_layers(f"{name}.body.layers", layer.body.layers, shape, emitted)
-    if given != BITS:
-        raise ValueError(f"{name}: expected a body that ends in bits, got denoised values (emit='denoised')")
+    if layer.join != "current":
+        signal.expect_bits(name, "before a block that joins bits")
+    body, end = _pack_layers(f"{name}.body.layers", layer.body.layers, signal)
+    end.expect_bits(name, "at the end of the body")
     around: list[PackedLayer] = []
     if layer.shortcut is not None:
-        shortcut, _, given = _pack_layers(f"{name}.shortcut.layers", layer.shortcut.layers, shape, emitted)
-        if given != BITS:
-            raise ValueError(f"{name}: expected a shortcut that ends in bits, got denoised values (emit='denoised')")
+        shortcut, given = _pack_layers(f"{name}.shortcut.layers", layer.shortcut.layers, signal)
+        given.expect_bits(name, "at the end of the shortcut")
         around = [_edge(f"{name}.swap", "swap"), *shortcut, _edge(f"{name}.back", "swap")]
     return [_edge(f"{name}.fork", "fork"), *body, *around, _edge(name, layer.join)], end
 
@@ -120,38 +132,38 @@ def _start(model: Network) -> Shape:
     return (next((size for size in sizes if size is not None), 0),)
 
 
-def _pack_layer(
-    name: str, layer: nn.Module, shape: Shape, emitted: Affine, first: bool
-) -> tuple[PackedLayer, Shape, Affine]:
-    """A packed layer, the shape of what leaves it, and what its bits stand for."""
-    if first and isinstance(layer, (*NEURONS, LeakyIntegrator, Recurrent)):
+def _pack_layer(name: str, layer: nn.Module, signal: Signal, first: bool) -> tuple[PackedLayer, Signal]:
+    """A packed layer, and what leaves it."""
+    refuse_custom(name, layer)
+    takes_current = isinstance(layer, Neuron | LeakyIntegrator | Recurrent)
+    if first and takes_current:
         raise ValueError(f"{name}: expected a BinaryLinear first, to take the input's bits, got {_describe(layer)}")
+    if takes_current:
+        signal.expect_bits(name, "or currents before it")
+    shape = signal.shape
     if type(layer) is BinaryLinear:
-        return pack_linear(name, layer, emitted), (layer.out_features,), BITS
+        return pack_linear(name, layer, signal), Signal((layer.out_features,))
+    if type(layer) is DelayedLinear:
+        return pack_delayed(name, layer, signal), Signal((layer.out_features,))
     if type(layer) in (BinaryConv1d, BinaryConv2d):
-        packed = pack_conv(name, layer, shape, emitted)  # pyright: ignore[reportArgumentType]
+        packed = pack_conv(name, layer, signal)  # pyright: ignore[reportArgumentType]
         channels, rows, columns = packed.spec.out_shape
-        return packed, (channels, columns) if isinstance(layer, BinaryConv1d) else (channels, rows, columns), BITS
+        return packed, Signal((channels, columns) if isinstance(layer, BinaryConv1d) else (channels, rows, columns))
     if type(layer) is MaxPool2d:
-        if emitted != BITS:
-            raise ValueError(f"{name}: expected bits to pool, got denoised values (emit='denoised' before it)")
-        pool = pack_pool(name, layer, shape)
-        return pool, pool.spec.out_shape, BITS
+        pool = pack_pool(name, layer, signal)
+        return pool, Signal(pool.spec.out_shape)
     if type(layer) is Delay:
-        if emitted != BITS:
-            raise ValueError(f"{name}: expected bits to delay, got denoised values (emit='denoised' before it)")
-        return pack_delay(name, layer, shape), shape, BITS
-    if type(layer) in NEURONS:
-        return pack_neuron(name, layer, shape), shape, emitted_by(name, layer)  # pyright: ignore[reportArgumentType]
-    if type(layer) is Recurrent and type(layer.neuron) in NEURONS:
-        return pack_recurrent(name, layer, shape), shape, emitted_by(name, layer.neuron)
+        return pack_delay(name, layer, signal), signal
+    if isinstance(layer, Neuron) and is_packable(layer):
+        return pack_neuron(name, layer, shape), emitted_by(name, layer, shape)
+    if type(layer) in RECURRENT:
+        return pack_recurrent(name, layer, shape), emitted_by(name, layer.neuron, shape)  # pyright: ignore[reportArgumentType]
     if type(layer) is Voting:
-        if emitted != BITS:
-            raise ValueError(f"{name}: expected bits or a readout before it, got denoised values (emit='denoised')")
-        voting = PackedVoting(VotingSpec(name, math.prod(shape), layer.voters))
-        return voting, (voting.spec.out_features,), BITS
+        signal.expect_bits(name, "or a readout before it")
+        voting = PackedVoting(VotingSpec(name, signal.size, layer.voters))
+        return voting, Signal((voting.spec.out_features,))
     if type(layer) is LeakyIntegrator:
-        return pack_integrator(name, layer, shape), shape, BITS
+        return pack_integrator(name, layer, shape), signal
     raise ValueError(f"{name}: {_describe(layer)} does not pack; what packs: {PACKABLE}")
 
 
