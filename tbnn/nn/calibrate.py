@@ -130,7 +130,9 @@ def _call(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _scale(layer: nn.Module, gain: float) -> None:
-    """Multiply a layer's weight and bias by ``gain``."""
+    """Multiply a layer's weight and bias by ``gain``. Raises ``ValueError`` for weights frozen at their codes."""
+    if getattr(layer, "frozen_values", None) is not None:
+        raise ValueError(f"calibrate: expected weights that can be scaled, got frozen ones: {layer}")
     for name in ("weight", "bias"):
         parameter = getattr(layer, name, None)
         if isinstance(parameter, Tensor):

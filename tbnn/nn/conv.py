@@ -147,7 +147,7 @@ class ConvProduct(Product):
 
     def parts(self, x: Tensor, values: Tensor, sums: bool) -> Parts:
         per_group = values.shape[1]
-        for channels, inside in _runs(values, self.block):
+        for channels, inside in code_runs(values, self.block):
             part = x
             if channels != slice(0, per_group):
                 part = x.unflatten(1, (self.groups, per_group))[:, :, channels].flatten(1, 2)
@@ -173,7 +173,7 @@ class ConvProduct(Product):
         return torch.convolution(x, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups)
 
 
-def _runs(values: Tensor, block: int | None) -> Iterator[tuple[slice, Tensor]]:
+def code_runs(values: Tensor, block: int | None) -> Iterator[tuple[slice, Tensor]]:
     """For each run of a row: the input channels it touches, and 1 at its places in them, (1, channels, kernel...)."""
     taps = math.prod(values.shape[2:])
     row = values.shape[1] * taps

@@ -83,7 +83,7 @@ def to_nir(network: Network, *, dt: float = DEFAULT_DT, input_shape: Iterable[in
         raise ValueError(f"dt: expected seconds > 0, got {dt}")
     writer = _Writer(nir_package(), dt)
     plain = _folded(network)
-    shape = _input_shape(plain, input_shape)
+    shape = starting_shape(plain, input_shape)
     x = next(plain.parameters(), torch.zeros(())).new_zeros(1, 1, *shape)
     nodes, edges, last = {"input": writer.nir.Input(np.array(shape))}, [], "input"
     for index, layer in enumerate(plain.layers):
@@ -267,7 +267,7 @@ def _folded(network: Network) -> Network:
     return fold_batch_norms(plain)
 
 
-def _input_shape(network: Network, given: Iterable[int] | None) -> Shape:
+def starting_shape(network: Network, given: Iterable[int] | None) -> Shape:
     """The features of one step."""
     shape = network.input_shape if given is None else tuple(given)
     if shape is None:

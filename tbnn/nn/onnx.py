@@ -13,7 +13,7 @@ from tbnn.nn.delay import Delay, DelayedLinear
 from tbnn.nn.leaky import LeakyIntegrator
 from tbnn.nn.network import Network
 from tbnn.nn.neuron import Neuron
-from tbnn.nn.nir import VANISHING, _input_shape
+from tbnn.nn.nir import VANISHING, starting_shape
 from tbnn.nn.onnx_graph import Graph, Shape, is_all, onnx_package, per_channel
 from tbnn.nn.onnx_layers import WEIGHTS, add_stateless, add_weights, blocks_of, coded, needs_sums
 from tbnn.nn.recurrent import Recurrent
@@ -71,7 +71,7 @@ def to_onnx(
         raise ValueError(f"batch: expected None or a size >= 1, got {batch}")
     onnx = onnx_package()
     plain = copy.deepcopy(network).eval().cpu().float()
-    given = _input_shape(plain, input_shape)
+    given = starting_shape(plain, input_shape)
     shape = tuple(plain.unpacked(torch.zeros(1, 1, *given)).shape[2:])
     writer = _Writer(Graph(onnx, batch, given))
     x = "x" if shape == given else writer.graph.op("Reshape", "x", writer.graph.indices(0, *shape))

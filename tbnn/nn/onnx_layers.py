@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tbnn.nn.conv import BinaryConv1d, BinaryConv2d, _runs
+from tbnn.nn.conv import BinaryConv1d, BinaryConv2d, code_runs
 from tbnn.nn.fold import NORMS, norm_affine
 from tbnn.nn.linear import BinaryLinear
 from tbnn.nn.onnx_graph import Graph, Shape, per_channel
@@ -113,7 +113,7 @@ def _convolved_parts(graph: Graph, layer: Any, x: str, sizes: dict[str, Any]) ->
     values, sums = layer.codes().values, needs_sums(layer)
     outputs, per_group = values.shape[:2]
     groups = torch.arange(layer.groups)
-    for channels, inside in _runs(values, layer.block):
+    for channels, inside in code_runs(values, layer.block):
         part = x
         if channels != slice(0, per_group):
             chosen = groups[:, None] * per_group + torch.arange(channels.start, channels.stop)
