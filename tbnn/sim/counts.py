@@ -28,8 +28,9 @@ class LayerCounts:
             a call; a spiking layer writes its packed output words; a readout writes 4 bytes a value. Currents and
             membranes, which stay in the working buffer of one chunk of time, are not counted.
         firing_rate: spikes / neuron_updates; None where nothing can spike.
-        path: of weights: which product ran, "dense" (popcounts), "events" (columns of the inputs that spiked), "windows" (the
-            kernel slid over the frames), or how often each.
+        path: of weights: which product ran. On the CPU "dense" (popcounts), "events" (columns of the inputs that spiked),
+            "windows" (the kernel slid over the frames), "lists" or "delays"; on a GPU "popcount", "int8" (tensor cores) or
+            "fused" (weights and neurons in one kernel); or how often each.
     """
 
     name: str

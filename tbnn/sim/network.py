@@ -13,6 +13,7 @@ from tbnn.sim import file
 from tbnn.sim.counts import Counts
 from tbnn.sim.gpu.device import check_device
 from tbnn.sim.layers import (
+    PackedEdge,
     PackedIntegrator,
     PackedLayer,
     PackedLeaky,
@@ -234,6 +235,11 @@ class PackedNetwork:
     def widest(self) -> int:
         """The most values that leave a layer at a step."""
         return max(outputs_of(layer) for layer in self.layers)
+
+    @property
+    def adds_currents(self) -> bool:
+        """Whether a residual block adds currents up."""
+        return any(isinstance(layer, PackedEdge) and layer.spec.op == "current" for layer in self.layers)
 
     def packed_words(self, x: Tensor) -> Tensor:
         """A chunk of the input as packed words, int32 (t, B, words), contiguous."""

@@ -8,7 +8,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tbnn.bits import popcount
 from tbnn.files import replacing
 from tbnn.ops.lif import LifState
 from tbnn.sim.counts import Counts, LayerCounts, completed
@@ -18,8 +17,9 @@ from tbnn.sim.run import DelayState, NeuronState, State, count_spikes
 if TYPE_CHECKING:
     from tbnn.sim.network import PackedNetwork
 
-# A chunk of time holds about this many values of the widest layer: a few MB, however many steps are pushed.
-CHUNK_VALUES = 1 << 20
+# A chunk of time holds about this many bits of the widest layer, a few MB however many steps are pushed.
+CHUNK_VALUES = 1 << 26
+ON_DEVICE = 4  # times as many on a GPU, where every chunk launches every kernel once more
 
 
 class Pushed(NamedTuple):
@@ -87,7 +87,10 @@ class Stream:
         network.check_input(x, engine.device)
         if x.shape[1] != self.batch:
             raise ValueError(f"push: expected a batch of {self.batch}, got {x.shape[1]} (shape {tuple(x.shape)})")
-        together = max(1, CHUNK_VALUES // (self.batch * network.widest))
+        # Where currents meet they are values, not bits, for a while.
+        room = CHUNK_VALUES // 8 if network.adds_currents else CHUNK_VALUES
+        room *= 1 if engine.device.type == "cpu" else ON_DEVICE
+        together = max(1, room // (self.batch * network.widest))
         for lo in range(together, len(x), together):
             network.packed_words(x[lo : lo + together])  # checks the later chunks before the first one moves the state
         last = network.layers[-1].spec.name
@@ -95,9 +98,9 @@ class Stream:
         before, spikes = engine.snapshot(), 0
         try:
             for lo in range(0, len(x), together):
-                words = network.packed_words(x[lo : lo + together]).to(engine.device)
-                spikes += count_spikes(words.numpy()) if words.device.type == "cpu" else int(popcount(words).sum())
-                out = engine.chunk(words)
+                words = network.packed_words(x[lo : lo + together])
+                spikes += count_spikes(words.cpu().numpy())
+                out = engine.chunk(words.to(engine.device))
                 parts = {name: out[name] for name in (*self._spikes, last)}
                 whole.put(lo, parts | {f"membranes of {n}": v for n, v in engine.membranes().items()})
         except BaseException:

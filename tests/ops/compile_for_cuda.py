@@ -5,6 +5,7 @@ Launches are replaced by compilation, arguments and all; what the tensors hold i
 
 import itertools
 import sys
+from collections.abc import Callable
 
 import torch
 import triton
@@ -12,11 +13,15 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from tbnn import surrogate
+from tbnn.ops.binary_linear.gpu import binary_product_gpu, count_rows_gpu
 from tbnn.ops.ddt import gpu as ddt_gpu
 from tbnn.ops.lif import Cell, LifState, Rule, Second, SpikeGradient, Statistics, check_state
 from tbnn.ops.lif.gpu import integrate_gpu, lif_gpu
+from tbnn.ops.patches.gpu import bit_patches_gpu, or_pool2d_gpu
+from tbnn.ops.patches.reference import windows_over
 from tbnn.ops.quantize import gpu as quantize_gpu
 from tbnn.ops.quantize.grid import scheme_of
+from tbnn.sim.gpu import launch as simulator
 
 
 class Driver:
@@ -33,6 +38,15 @@ class Driver:
 
     def get_current_stream(self, _device: int) -> int:
         return 0
+
+    def get_benchmarker(self) -> Callable[..., list[float]]:
+        """Every configuration that is tried out is compiled; none is the faster."""
+
+        def once(call: Callable[[], object], quantiles: tuple[float, ...]) -> list[float]:
+            call()
+            return [0.0 for _ in quantiles]
+
+        return once
 
 
 def neuron(
@@ -96,6 +110,48 @@ def quantisers() -> None:
             ddt_gpu.ddt_backward(x, x, x, sums, 0.01, "affine", 30, True, True)
 
 
+def packed_products() -> None:
+    for rows, columns, words, planes in ((500, 300, 40, 1), (1, 1, 1, 1), (3, 40, 2, 4)):
+        spikes, weights = (torch.zeros(size, dtype=torch.int32) for size in ((rows, words), (planes, columns, words)))
+        kept = torch.zeros(32 * words, dtype=torch.int32)
+        for shift in (None, torch.zeros(rows, dtype=torch.int32)):
+            binary_product_gpu(spikes, weights, torch.ones(planes, dtype=torch.int32), shift)
+        count_rows_gpu(spikes)
+        count_rows_gpu(spikes, kept)
+    for shape, kernel, groups in (((4, 9, 33), 3, 2), ((1, 1, 1), 1, 1)):
+        windows = windows_over("", shape, kernel, 1, 0, 1)
+        frames = torch.zeros((5, 38 if shape[0] == 4 else 1), dtype=torch.int32)
+        bit_patches_gpu(frames, shape, windows, groups)
+        or_pool2d_gpu(frames, shape, windows)
+
+
+def simulated() -> None:
+    sizes = ((5, 40, 300, 1000, 1), (5, 3, 40, 70, 3), (1, 1, 1, 1, 1), (2, 9, 64, 4000, 1))
+    for (steps, batch, features, inputs, planes), full in itertools.product(sizes, (False, True)):
+        words, out_words = -(-inputs // 32), -(-features // 32)
+        values, v = torch.zeros(features), torch.zeros(batch, features)
+        spikes = torch.zeros((steps, batch, words), dtype=torch.int32)
+        feed = torch.zeros((planes, features, words), dtype=torch.int32)
+        factors = torch.ones(planes, dtype=torch.int32)
+        offset, bias = (values, values) if full else (None, None)
+        weights = simulator.Weights(feed, factors, -1 if full else 0, values, offset)
+        product, ones = (
+            torch.zeros((steps, batch, features), dtype=torch.int32),
+            torch.zeros(steps * batch, dtype=torch.int32),
+        )
+        for reset in range(3):
+            neurons = simulator.Neurons(values, values, reset)
+            simulator.fused_scan(spikes, weights, bias, neurons, v)
+            simulator.scan(product, neurons, v, ones, weights, bias)
+            simulator.scan(torch.zeros(steps, batch, features), neurons, v)
+            own = torch.zeros((planes, features, out_words), dtype=torch.int32)
+            last = torch.zeros((batch, out_words), dtype=torch.int32)
+            simulator.fused_step(last, weights._replace(planes=own), bias, neurons, v, v, last)
+        for first in (False, True):
+            y = torch.zeros(steps * batch, features)
+            simulator.scale(product.flatten(0, 1), ones, weights, bias, y, first=first)
+
+
 def main() -> None:
     compiled: set[str] = set()
     launch = JITFunction.run
@@ -110,6 +166,8 @@ def main() -> None:
     triton.runtime.driver.set_active(Driver(int(sys.argv[1])))
     neurons()
     quantisers()
+    packed_products()
+    simulated()
     print(f"{len(compiled)} kernels compiled for sm_{sys.argv[1]} by triton {triton.__version__}")
 
 

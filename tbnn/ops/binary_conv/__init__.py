@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tbnn.bits import check_words, wide_words
-from tbnn.ops.binary_conv.cpu import binary_conv2d_cpu
+from tbnn.ops.binary_conv.cpu import ConvKernel, binary_conv2d_cpu
 from tbnn.ops.binary_conv.reference import binary_conv2d_reference
 from tbnn.ops.kernels import as_numpy, backend_for
 from tbnn.ops.patches import check_groups
@@ -19,6 +19,8 @@ from tbnn.ops.patches.reference import Margins, Sizes, Windows, windows_over
 __all__ = ["ConvProducts", "binary_conv2d", "binary_conv2d_reference"]
 
 Words = npt.NDArray[np.int32]
+
+TASKS = 8  # at least, for as many threads; a band of rows loads the rows above and below it once more
 
 
 class ConvProducts:
@@ -36,24 +38,45 @@ class ConvProducts:
         self, shape: Sequence[int], windows: Windows, groups: int, planes: Words, factors: Sequence[int], constant: int
     ) -> None:
         self.planes, self.factors, self.constant = wide_words(planes), np.array(factors, np.int32), np.int32(constant)
-        self.groups, self.pixels = groups, math.prod(windows.counts)
-        geometry = arguments(shape, windows, groups)
-        lanes: int = geometry[-4]
-        self.geometry = windows.counts, groups, *geometry
-        self.strips = -(-windows.counts[1] // lanes)
+        self.shape, self.windows, self.groups = shape, windows, groups
+        self.pixels = math.prod(windows.counts)
+        self._kernels: dict[int, ConvKernel] = {}
+
+    def kernel(self, band: int) -> ConvKernel:
+        """What the kernels take, for tasks of ``band`` rows of windows."""
+        if band not in self._kernels:
+            part = self.windows._replace(counts=(band, self.windows.counts[1]))
+            size, window, stride, dilation, before, extent, lanes, *tables = arguments(self.shape, part, self.groups)
+            sizes = (
+                *self.windows.counts,
+                self.groups,
+                *size,
+                window[0],
+                *stride,
+                dilation[0],
+                *before,
+                band,
+                extent,
+                lanes,
+            )
+            self._kernels[band] = ConvKernel._make([self.planes, self.factors, self.constant, *sizes, *tables])
+        return self._kernels[band]
 
     def fill(self, frames: Words, out: Words, totals: Words | None = None) -> int:
         """Packed frames (M, words) -> out (M, N, OH·OW), filled; totals (M, groups, OH·OW): the spikes under each window.
 
         Returns how often a spike met a weight bit of the last plane, or of any where there are two.
         """
-        count = len(frames)
+        count, rows = len(frames), self.windows.counts[0]
         totals = np.empty((count, self.groups, self.pixels), np.int32) if totals is None else totals
-        met = np.empty((count, self.strips), np.int64)
-        work = out.size * self.planes.shape[2]
-        operands = wide_words(frames), self.planes, self.factors, self.constant, *self.geometry
-        binary_conv2d_cpu(*operands, out, totals, met, work=work)
+        band = max(1, -(-rows // -(-TASKS // max(count, 1))))
+        met = np.empty((count, -(-rows // band)), np.int64)
+        binary_conv2d_cpu(wide_words(frames), self.kernel(band), out, totals, met, work=self.work(out.size))
         return int(met.sum())
+
+    def work(self, values: int) -> int:
+        """Word operations behind so many output values."""
+        return values * self.planes.shape[0] * self.planes.shape[2]
 
 
 def binary_conv2d(

@@ -1,7 +1,10 @@
 # pyright: reportCallIssue=false
 """The binary convolution on the CPU: the patches of a strip of windows, times all weights, before the next strip."""
 
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 from numba import prange
 
 from tbnn.ops.binary_linear.tile import STRIP, strip_popcounts
@@ -9,6 +12,44 @@ from tbnn.ops.kernels import device_function, kernel
 from tbnn.ops.patches.cpu import any_of, gather, lane_shifts, load_pieces
 
 TILE = 4  # weight rows held in registers together
+
+
+class ConvKernel(NamedTuple):
+    """Weights and geometry as the kernels see them; numba's parallel loops take no tuples inside of tuples.
+
+    ``band`` rows of windows are a task; they see ``extent`` rows of the frame.
+    """
+
+    planes: npt.NDArray[np.uint64]
+    """(P, N, K)"""
+    factors: npt.NDArray[np.int32]
+    """(P,)"""
+    constant: int
+    rows: int
+    """Of windows, OH; ``width``: of a row, OW."""
+    width: int
+    groups: int
+    channels: int
+    """Of a frame; ``frame_rows`` and ``frame_width`` its height and width."""
+    frame_rows: int
+    frame_width: int
+    window_rows: int
+    row_step: int
+    """The stride, ``column_step`` along a row; ``row_dilation`` between the rows of a window."""
+    column_step: int
+    row_dilation: int
+    above: int
+    """Rows of zeros above the frame, columns ``left`` of it."""
+    left: int
+    band: int
+    extent: int
+    lanes: int
+    """Windows of a strip, side by side."""
+    columns: npt.NDArray[np.int64]
+    table: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    """How a patch's words are put together: see :func:`tbnn.ops.patches.cpu.fields_of`."""
+
 
 four_rows = strip_popcounts(TILE)
 one_row = strip_popcounts(1)
@@ -28,8 +69,8 @@ def _gather_rows(pieces, channel, y, count, step, width, table, starts, shifts, 
 
 
 @device_function
-def _multiply(patches, plane, n0, n1, factor, shift, add, counts, out, m, place, used):  # pyright: ignore
-    """out[m, n0:n1, place:place+used]: here the windows of a strip are the columns, the weights the rows.
+def _multiply(patches, plane, n0, n1, factor, shift, add, counts, out, place, used):  # pyright: ignore
+    """out[n0:n1, place:place+used]: here the windows of a strip are the columns, the weights the rows.
 
     Returns the sum of the popcounts.
     """
@@ -43,7 +84,7 @@ def _multiply(patches, plane, n0, n1, factor, shift, add, counts, out, m, place,
         else:
             one_row(rows, stride, columns, words, counts.ctypes.data, STRIP * 4)
         for i in range(height):
-            row, here, some = out[m, n + i, place : place + used], counts[i], np.int32(0)
+            row, here, some = out[n + i, place : place + used], counts[i], np.int32(0)
             if add:
                 for lane in range(used):
                     row[lane] += factor * here[lane]
@@ -57,56 +98,76 @@ def _multiply(patches, plane, n0, n1, factor, shift, add, counts, out, m, place,
     return total
 
 
-@kernel
-def binary_conv2d_cpu(
-    words, planes, factors, constant, grid, groups, size, window, stride, dilation, before, extent, lanes, columns, table,
-    starts, out, totals, met,
-):  # pyright: ignore  # fmt: skip
-    """out (M, N, OH·OW) int32 = Σ_j factor_j·popcount(window ∧ plane_j) + constant·popcount(window).
+@device_function
+def scratch_for(kernel):  # pyright: ignore
+    """Memory for :func:`convolve`."""
+    extent, words = kernel.extent, kernel.starts.size - 1
+    return (
+        lane_shifts(kernel.lanes, kernel.column_step),
+        np.empty((kernel.columns.size, kernel.channels, extent), np.uint64),  # pieces
+        np.empty(extent, np.uint64),  # busy
+        np.empty((words, STRIP), np.uint64),  # one row's patches
+        np.zeros((words, STRIP), np.uint64),  # patches
+        np.full((1, words), ~np.uint64(0)),  # a row of weights that counts the spikes
+        np.empty((1, STRIP), np.int32),
+        np.empty((TILE, STRIP), np.int32),
+        np.empty(STRIP, np.int32),
+    )
 
-    Frames: words (M, ...) uint64, size = (C, H, W), grid = (OH, OW); planes (P, N, K) uint64. totals (M, groups, OH·OW)
-    int32: popcount(window); met (M, strips) int64: the sum of all popcounts with the last plane, or with all if P is 2.
+
+@device_function
+def convolve(words, m, kernel, first_row, rows, scratch, out, totals):  # pyright: ignore
+    """Window rows first_row … first_row + rows of frame m: out (N, rows·OW) and totals (groups, rows·OW), int32, filled.
+
+    Returns how often a spike met a bit of the last plane, or of both where there are two.
     """
-    rows, width = grid
-    strips = (width + lanes - 1) // lanes
+    shifts, pieces, busy, row, patches, every, ones, counts, shift = scratch
+    width, step, planes, groups = kernel.width, kernel.row_step, kernel.planes, kernel.groups
+    size = (kernel.channels, kernel.frame_rows, kernel.frame_width)
+    strips = (width + kernel.lanes - 1) // kernel.lanes
     together = max(STRIP // width, 1) if strips == 1 else 1  # rows of windows in a strip
-    channels, outputs = size[0] // groups, out.shape[1] // groups
-    for task in prange(out.shape[0] * strips):
-        m, first = task // strips, task % strips * lanes
-        used = min(lanes, width - first)
-        shifts = lane_shifts(lanes, stride[1])
-        pieces = np.empty((columns.size, size[0], extent), np.uint64)
-        busy = np.empty(extent, np.uint64)
-        row = np.empty((starts.size - 1, STRIP), np.uint64)
-        patches = np.zeros((starts.size - 1, STRIP), np.uint64)
-        every = np.full((1, starts.size - 1), ~np.uint64(0))  # a row of weights that counts the spikes
-        ones, counts, shift = (
-            np.empty((1, STRIP), np.int32),
-            np.empty((TILE, STRIP), np.int32),
-            np.empty(STRIP, np.int32),
-        )
-        load_pieces(words, m, size, before[0], first * stride[1] - before[1], columns, pieces, busy)
-        met[m, first // lanes] = 0
+    channels, outputs = kernel.channels // groups, out.shape[0] // groups
+    top, met = kernel.above - first_row * step, np.int64(0)
+    for first in range(0, width, kernel.lanes):
+        used = min(kernel.lanes, width - first)
+        load_pieces(words, m, size, top, first * kernel.column_step - kernel.left, kernel.columns, pieces, busy)
         for y in range(0, rows, together):
             count, place = min(together, rows - y), y * width + first
             seen = False
             for i in range(count):
-                seen |= any_of(busy, (y + i) * stride[0], window[0], dilation[0])
+                seen |= any_of(busy, (y + i) * step, kernel.window_rows, kernel.row_dilation)
             if not seen:
-                out[m, :, place : place + count * used] = 0
-                totals[m, :, place : place + count * used] = 0
+                out[:, place : place + count * used] = 0
+                totals[:, place : place + count * used] = 0
                 continue
             for g in range(groups):
-                y0, channel = y * stride[0], g * channels
-                _gather_rows(pieces, channel, y0, count, stride[0], used, table, starts, shifts, row, patches)
+                _gather_rows(
+                    pieces, g * channels, y * step, count, step, used, kernel.table, kernel.starts, shifts, row, patches
+                )
                 one_row(every.ctypes.data, 0, patches.ctypes.data, patches.shape[0], ones.ctypes.data, 0)
-                totals[m, g, place : place + count * used] = ones[0, : count * used]
+                totals[g, place : place + count * used] = ones[0, : count * used]
                 for lane in range(STRIP):
-                    shift[lane] = constant * ones[0, lane]
+                    shift[lane] = kernel.constant * ones[0, lane]
                 for j in range(planes.shape[0]):
-                    n0, n1 = g * outputs, (g + 1) * outputs
-                    kept = _multiply(
-                        patches, planes[j], n0, n1, factors[j], shift, j > 0, counts, out, m, place, count * used
-                    )
+                    n0, n1, factor = g * outputs, (g + 1) * outputs, kernel.factors[j]
+                    kept = _multiply(patches, planes[j], n0, n1, factor, shift, j > 0, counts, out, place, count * used)
                     if j == planes.shape[0] - 1 or planes.shape[0] == 2:
-                        met[m, first // lanes] += kept
+                        met += kept
+    return met
+
+
+@kernel
+def binary_conv2d_cpu(words, kernel, out, totals, met):  # pyright: ignore
+    """The convolution of frames, words (M, ...) uint64, by a :class:`ConvKernel`.
+
+    out (M, N, OH·OW) int32 = Σ_j factor_j·popcount(window ∧ plane_j) + constant·popcount(window); totals (M, groups, OH·OW)
+    int32: popcount(window); met (M, bands) int64: see :func:`convolve`.
+    """
+    rows, width, band = kernel.rows, kernel.width, kernel.band
+    bands = (rows + band - 1) // band
+    for task in prange(out.shape[0] * bands):
+        m, first = task // bands, task % bands * band
+        count = min(band, rows - first)
+        here = slice(first * width, (first + count) * width)
+        scratch = scratch_for(kernel)
+        met[m, first // band] = convolve(words, m, kernel, first, count, scratch, out[m, :, here], totals[m, :, here])

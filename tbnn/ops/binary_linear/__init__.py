@@ -25,7 +25,8 @@ def binary_linear(
 ) -> Tensor:
     """``y = Σ_i s_i·w_i`` for spikes s ∈ {0,1} and weights w ∈ {−1,1}, both packed: 2·popcount(s ∧ w⁺) − popcount(s).
 
-    On the CPU few or many spikes a row take the event-driven product, others the dense one; the results are equal.
+    On the CPU few or many spikes a row take the event-driven product, others the dense one; on a GPU popcounts or tensor
+    cores, whichever is faster at that size. The results are equal.
 
     Args:
         spikes: int32 words (..., ceil(n/32)), padding bits 0.
@@ -41,8 +42,13 @@ def binary_linear(
         ValueError: n < 1, words of another dtype or width, tensors on two devices, columns of other sizes.
     """
     rows = _check("binary_linear", spikes, signs, "signs", n, columns)
-    if backend_for(rows, backend, kernel_dtypes=(torch.int32,)) == "cpu":
+    path = backend_for(rows, backend, kernel_dtypes=(torch.int32,), gpu_dtypes=(torch.int32,))
+    if path == "cpu":
         product = _product(rows, signs, columns, signs=True)
+    elif path == "gpu":
+        from tbnn.ops.binary_linear.gpu import binary_linear_gpu
+
+        product = binary_linear_gpu(rows, signs)
     else:
         product = binary_linear_reference(rows, signs, n)
     return product.reshape(*spikes.shape[:-1], signs.shape[0])
@@ -56,8 +62,13 @@ def binary_counts(
     Arguments, result and errors are :func:`binary_linear`'s, with ``plane`` for ``signs``.
     """
     rows = _check("binary_counts", spikes, plane, "plane", n, columns)
-    if backend_for(rows, backend, kernel_dtypes=(torch.int32,)) == "cpu":
+    path = backend_for(rows, backend, kernel_dtypes=(torch.int32,), gpu_dtypes=(torch.int32,))
+    if path == "cpu":
         product = _product(rows, plane, columns, signs=False)
+    elif path == "gpu":
+        from tbnn.ops.binary_linear.gpu import binary_counts_gpu
+
+        product = binary_counts_gpu(rows, plane)
     else:
         product = binary_counts_reference(rows, plane, n)
     return product.reshape(*spikes.shape[:-1], plane.shape[0])

@@ -59,7 +59,12 @@ def or_pool2d(
     windows = windows_over("or_pool2d", shape, kernel, stride, margins, dilation, ceil_mode)
     check_words(words, math.prod(shape), "or_pool2d")
     frames = words.reshape(-1, words.shape[-1])
-    if backend_for(frames, backend, kernel_dtypes=(torch.int32,)) == "cpu":
+    path = backend_for(frames, backend, kernel_dtypes=(torch.int32,), gpu_dtypes=(torch.int32,))
+    if path == "gpu":
+        from tbnn.ops.patches.gpu import or_pool2d_gpu
+
+        pooled = or_pool2d_gpu(frames, shape, windows)
+    elif path == "cpu":
         pooled = torch.from_numpy(np.empty((len(frames), words_for(shape[0] * math.prod(windows.counts))), np.int32))
         runs, lanes = runs_of(windows)
         geometry = tuple(shape), *windows, min(lanes, MOST), np.array(runs)

@@ -62,7 +62,8 @@ def neurons_of(beta: Floats, threshold: Floats, reset: int, features: int) -> Ne
     """β and θ, (1,) or (features,) each, as rows that reach to whole groups."""
     rows = []
     for values in (beta, threshold):
-        size = TILE if values.size == 1 else -(-features // GROUP) * GROUP
+        # One group more: a band of pixels may end in the middle of one.
+        size = TILE if values.size == 1 else (-(-features // GROUP) + 1) * GROUP
         row = np.full(size, values[0], np.float32)
         row[: values.size] = values
         rows.append(row)

@@ -55,7 +55,12 @@ def bit_patches(
     check_groups("bit_patches", groups, shape[0])
     check_words(words, math.prod(shape), "bit_patches")
     frames = words.reshape(-1, words.shape[-1])
-    if backend_for(frames, backend, kernel_dtypes=(torch.int32,)) == "cpu":
+    path = backend_for(frames, backend, kernel_dtypes=(torch.int32,), gpu_dtypes=(torch.int32,))
+    if path == "gpu":
+        from tbnn.ops.patches.gpu import bit_patches_gpu
+
+        patches = bit_patches_gpu(frames, shape, windows, groups)
+    elif path == "cpu":
         bits = shape[0] // groups * math.prod(windows.kernel)
         patches = torch.from_numpy(np.empty((len(frames), *windows.counts, groups, words_for(bits)), np.int32))
         out = as_numpy(patches).view(np.uint32)

@@ -4,11 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tbnn.bits import words_for
+from tbnn.bits import wide_words, words_for
 from tbnn.ops.binary_conv import ConvProducts
 from tbnn.ops.kernels import as_numpy
 from tbnn.ops.or_pool import or_pool2d
-from tbnn.ops.packed_lif.cpu import NO_VALUES, Drive, drive_of
+from tbnn.ops.packed_lif.conv import band_of, packed_conv_scan
+from tbnn.ops.packed_lif.cpu import NO_VALUES, Drive, Neurons, drive_of
 from tbnn.ops.patches import bit_patches
 from tbnn.ops.patches.reference import windows_over
 from tbnn.sim.counts import LayerCounts
@@ -23,8 +24,8 @@ WINDOW_WORDS = 1 << 22  # of windows at a time: 16 MB
 class ConvRun:
     """A convolution at work.
 
-    With one block a row the kernel slides over the packed frames; otherwise the windows are laid out as rows of bits and
-    multiplied group by group.
+    With one block a row the kernel slides over the packed frames, and where the pixels of a channel fill whole words it takes
+    plain neurons along; otherwise the windows are laid out as rows of bits and multiplied group by group.
     """
 
     def __init__(self, layer: PackedConv) -> None:
@@ -44,13 +45,33 @@ class ConvRun:
         self.scale = as_numpy(kernel.scale[:, 0])
         self.offset = NOTHING if kernel.offset is None else as_numpy(kernel.offset[:, 0])
         self.bias = NOTHING if kernel.bias is None else as_numpy(kernel.bias)
+        self.band = band_of(*spec.out_shape[1:]) if self.slides else 0
         self.room, self.totals = Room(), Room()
 
     def advance(self, words: Words) -> Currents:
         """Packed frames (t, B, words) -> currents (t, B, out_features)."""
         drive = self._slide if self.slides else self._lay_out
         shape = (*words.shape[:2], self.layer.spec.out_features)
-        return Currents(shape, lambda steps, samples: drive(np.ascontiguousarray(words[steps, samples])))
+        scan = (lambda neurons, v: self._scan(words, neurons, v)) if self.band else None
+        return Currents(shape, lambda steps, samples: drive(np.ascontiguousarray(words[steps, samples])), scan)
+
+    def _scan(self, words: Words, neurons: Neurons, v: Floats) -> Words:
+        """Packed frames (t, B, words) through the kernel and plain neurons: packed spikes."""
+        spec, (steps, batch, _) = self.layer.spec, words.shape
+        out = np.empty((steps, batch, words_for(spec.out_features)), np.int32)
+        met = np.empty((batch, -(-spec.out_shape[1] // self.band), 2), np.int64)
+        packed_conv_scan(
+            wide_words(words), self.products.kernel(self.band), self.scale, self.offset, self.bias, neurons, v,
+ out.view(np.uint32), met, work=self.products.work(steps * v.size),
+        )  # fmt: skip
+        self._count(steps * batch, int(met[..., 0].sum()), int(met[..., 1].sum()))
+        return out
+
+    def _count(self, frames: int, met: int, spikes: int) -> None:
+        """Note frames, the spikes that met a weight, and the spikes under all windows."""
+        spec = self.layer.spec
+        self.frames += frames
+        self.effective += met if spec.kernel.zeros else spikes * (spec.kernel.out_features // spec.groups)
 
     def _slide(self, words: Words) -> Drive:
         """The kernel over packed frames (t, b, words)."""
@@ -60,9 +81,7 @@ class ConvRun:
         product = self.room.take((len(frames), channels, pixels))
         totals = self.totals.take((len(frames), spec.groups, pixels))
         met = self.products.fill(frames, product, totals)
-        spikes = int(totals.sum(dtype=np.int64))
-        self.effective += met if spec.kernel.zeros else spikes * (channels // spec.groups)
-        self.frames += len(frames)
+        self._count(len(frames), met, int(totals.sum(dtype=np.int64)))
         shaped = product.reshape(steps, batch, -1), totals.reshape(steps, batch, -1)
         return Drive(*shaped, self.scale, self.offset, self.bias, NO_VALUES)
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from tbnn.ops.packed_lif.cpu import Drive, drive_of, drive_values
-from tbnn.sim.run.state import Floats
+from tbnn.ops.packed_lif.cpu import Drive, Neurons, drive_of, drive_values
+from tbnn.sim.run.state import Floats, Words
 
 PIECE = 1 << 19  # integer products worked out at a time: 2 MB, which the caches hold until the neurons have read them
 
@@ -31,10 +31,17 @@ class Currents:
     Args:
         shape: t, B, N.
         drive: what drives the neurons in some steps of some samples; it holds until the next call.
+        scan: weights and plain neurons in one pass, where the weights know one: constants of the neurons, membranes (B, N)
+            changed in place -> packed spikes (t, B, words).
     """
 
-    def __init__(self, shape: tuple[int, int, int], drive: Callable[[slice, slice], Drive]) -> None:
-        self.shape, self.drive = shape, drive
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        drive: Callable[[slice, slice], Drive],
+        scan: Callable[[Neurons, Floats], Words] | None = None,
+    ) -> None:
+        self.shape, self.drive, self.scan = shape, drive, scan
 
     def pieces(self, *, split: bool = True) -> Iterator[tuple[slice, slice, Drive]]:
         """Steps, samples and their drive: all of it, each sample's steps in order; all samples at once unless ``split``."""

@@ -53,9 +53,21 @@ class LeakyRun:
 
     def advance(self, currents: Currents) -> Words:
         """Currents (t, B, N) -> packed spikes (t, B, words)."""
+        steps, batch, _ = currents.shape
+        self.seen = np.empty((steps, batch, len(self.watched)), np.float32)
+        if currents.scan is not None and self.cell is None and self.feedback is None and not len(self.watched):
+            words = currents.scan(self.neurons, self.v)
+        else:
+            words = self._by_pieces(currents)
+        self.first_bias = None
+        self.steps += steps
+        self.spikes += count_spikes(words)
+        return words
+
+    def _by_pieces(self, currents: Currents) -> Words:
+        """Piece after piece of the currents."""
         steps, batch, features = currents.shape
         words = np.empty((steps, batch, words_for(features)), np.int32)
-        self.seen = np.empty((steps, batch, len(self.watched)), np.float32)
         for part, samples, drive in currents.pieces(split=self.cell is None):
             whole = samples == slice(0, batch)
             piece, seen = words[part, samples], self.seen[part, samples]
@@ -67,9 +79,6 @@ class LeakyRun:
                 self._return(self.feedback, drive, samples, seen, piece)
             if not whole:
                 words[part, samples], self.seen[part, samples] = piece, seen
-        self.first_bias = None
-        self.steps += steps
-        self.spikes += count_spikes(words)
         return words
 
     def _scan(self, drive: Drive, samples: slice, seen: Floats, words: Words) -> None:
