@@ -79,6 +79,7 @@ def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
     simulate.add_argument("path", type=str, help="a run's folder that holds model.tbnn, or a .tbnn file")
     _add_split(simulate)
     simulate.add_argument("--dataset", type=str | None, default=None, help="recipe; needed with a .tbnn file")
+    simulate.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:N")
     simulate.add_argument("--energy", type=bool, default=False, help="show the whole energy estimate, layer by layer")
     _add_folders(simulate)
     datasets = add("datasets", _datasets, "List the datasets, make packed files, look into them.")
@@ -163,11 +164,11 @@ def _simulate(options: Namespace) -> None:
 
     path = Path(options.path)
     if path.is_dir():
-        result = simulate_run(path, options.split)
+        result = simulate_run(path, options.split, options.device)
     else:
         if options.dataset is None:
             raise ValueError(f"simulate: expected --dataset NAME with the file {path}, got none")
-        result = simulate_file(path, options.dataset, options.split, options.source, options.cache)
+        result = simulate_file(path, options.dataset, options.split, options.source, options.cache, options.device)
     console.print(
         f"{result['split']} accuracy {result['accuracy']:.4f} ({result['samples']} recordings), from packed bits"
     )

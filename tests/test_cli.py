@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tbnn.cli import main
@@ -231,6 +232,14 @@ def test_run_on_another_dataset_is_no_baseline(refused: Run, finished: Path, tmp
     (other / "run.json").write_text(json.dumps({**facts, "recipe_hash": "0" * 64}))
     assert "expected a run on halves" in refused("report", str(finished), "--baseline", str(other))
     assert "of recipe 000000000000" in refused("evaluate", str(other))
+
+
+def test_a_device_that_is_not_there(refused: Run, finished: Path) -> None:
+    assert "device: expected 'cpu', 'cuda' or 'cuda:N', got 'gpu0'" in refused(
+        "simulate", str(finished), "--device", "gpu0"
+    )
+    if not torch.cuda.is_available():
+        assert "device: " in refused("simulate", str(finished), "--device", "cuda")
 
 
 def test_sample_outside_the_split(refused: Run, finished: Path, tmp_path: Path) -> None:

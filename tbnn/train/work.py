@@ -56,32 +56,34 @@ def pack_run(run: Run, output: str | Path | None = None) -> tuple[Path, PackedNe
     return path, packed
 
 
-def simulate_run(folder: Path, split: str) -> dict[str, Any]:
-    """Simulate a run's model.tbnn on a split, check it against the trained network, and write simulation.json."""
+def simulate_run(folder: Path, split: str, device: str = "cpu") -> dict[str, Any]:
+    """Simulate a run's model.tbnn on a split and device, check it against the trained network, and write simulation.json."""
     run = load_run(folder)
     packed = PackedNetwork.load(folder / "model.tbnn")
     frames = run_frames(run, split)
     words = frames.words().transpose(0, 1)
     parity = check_parity(run.network, packed, words)
     result = {
-        **_simulated(packed, frames, split, run.config.optim.readout),
+        **_simulated(packed, frames, split, run.config.optim.readout, device),
         "parity": {**parity.as_dict(), "summary": parity.summary()},
     }
     write_json(folder / "simulation.json", result)
     return result
 
 
-def simulate_file(path: Path, dataset: str, split: str, source: str | None, cache: str | None) -> dict[str, Any]:
+def simulate_file(
+    path: Path, dataset: str, split: str, source: str | None, cache: str | None, device: str = "cpu"
+) -> dict[str, Any]:
     """Simulate a .tbnn file on a split of a dataset."""
     packed = PackedNetwork.load(path)
     frames = PackedFrames(make(dataset, source=source, cache=cache), split)
     if frames.info.bits != packed.in_features:
         raise ValueError(f"{path}: expects {packed.in_features} bits a step, got {dataset} with {frames.info.bits}")
-    return _simulated(packed, frames, split, packed.provenance.get("readout", "mean"))
+    return _simulated(packed, frames, split, packed.provenance.get("readout", "mean"), device)
 
 
-def _simulated(packed: PackedNetwork, frames: PackedFrames, split: str, readout: str) -> dict[str, Any]:
-    result = packed.simulate(frames.words().transpose(0, 1))
+def _simulated(packed: PackedNetwork, frames: PackedFrames, split: str, readout: str, device: str) -> dict[str, Any]:
+    result = packed.simulate(frames.words().transpose(0, 1), device=device)
     if result.readout is None:
         raise ValueError("simulate: expected a network that ends in a readout, got one that ends in spikes")
     predictions = logits(result.readout, readout).argmax(1)

@@ -1,6 +1,6 @@
 """Triton kernels of the simulator: products become currents, currents become packed spikes.
 
-They repeat, operation by operation and in the same order, what the CPU's kernels do in float32 (:mod:`tbnn.sim.cpu`). Launch
+They repeat, operation by operation and in the same order, what the CPU's kernels do in float32 (:mod:`tbnn.ops.packed_lif`). Launch
 with ``enable_fp_fusion=False``: every product and sum is then rounded by itself, and spikes are equal bit for bit.
 
 A program holds a tile of samples × neurons, (BB, BF), and its membranes in registers; the loop over time is inside. BF is a

@@ -119,15 +119,12 @@ class ConvRun:
     def counts(self) -> list[LayerCounts]:
         """One row."""
         spec = self.layer.spec
-        _, rows, columns = spec.out_shape
         stored = sum(tensor.nbytes for tensor in self.layer.kernel.tensors().values())
         effective = self.effective + sum(run.effective for run in self.groups)
-        dense = self.frames * rows * columns * spec.kernel.in_features * spec.kernel.out_features
         read = self.frames * words_for(spec.in_features) * WORD_BYTES
         row = LayerCounts(
             spec.name,
             spec.kind,
-            dense_synops=dense,
             effective_synops=effective,
             bytes_moved=read + stored,
             path=self._way(),

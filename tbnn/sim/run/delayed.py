@@ -105,7 +105,6 @@ class DelayedRun:
         row = LayerCounts(
             spec.name,
             spec.kind,
-            dense_synops=rows * spec.in_features * spec.out_features,
             effective_synops=self.effective,
             bytes_moved=rows * len(self.delays) * words_for(spec.in_features) * WORD_BYTES + stored,
             path="delays",

@@ -141,7 +141,6 @@ class LinearRun:
         row = LayerCounts(
             spec.name,
             spec.kind,
-            dense_synops=self.rows * spec.in_features * self.outputs,
             effective_synops=self.effective,
             bytes_moved=self.rows * words_for(spec.in_features) * WORD_BYTES + stored,
             path=way_taken(self.ways),

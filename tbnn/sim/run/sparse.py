@@ -65,7 +65,6 @@ class SparseRun:
         row = LayerCounts(
             spec.name,
             spec.kind,
-            dense_synops=self.rows * spec.in_features * spec.out_features,
             effective_synops=self.effective,
             bytes_moved=self.rows * words_for(spec.in_features) * WORD_BYTES
             + sum(tensor.nbytes for tensor in self.layer.tensors().values()),
