@@ -48,7 +48,7 @@ def random_drive(
     steps=st.integers(1, 5),
     batch=st.integers(1, 3),
     layout=st.sampled_from(
-        [(1, 1, 1), (33, 1, 1), (600, 1, 1), (6, 49, 1), (8, 33, 2), (2, 300, 2), (1, 65, 1), (4, 7, 4)]
+        [(1, 1, 1), (33, 1, 1), (600, 1, 1), (6, 49, 1), (8, 33, 2), (2, 300, 2), (1, 65, 1), (4, 7, 4), (4, 1, 2)]
     ),
     parts=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     own=st.tuples(st.booleans(), st.booleans()),

@@ -122,7 +122,7 @@ def current_row(drive, t, b, lo, out):  # pyright: ignore
     """The currents of neurons lo … lo + out.size at step t of sample b."""
     if drive.product.size > 0:
         product, ones = drive.product[t, b], drive.ones[t, b]
-        if drive.scale.size == product.size:
+        if drive.scale.size == product.size and ones.size == 1:
             _scaled(product, ones[0], drive.scale, drive.offset, drive.bias, lo, out)
         else:
             _scaled_channels(product, ones, drive.scale, drive.offset, drive.bias, lo, out)
