@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -98,14 +97,6 @@ def test_data_figures() -> None:
 SPEED_RESULTS = ROOT / "experiments/speed/results"
 
 
-@pytest.mark.parametrize("path", sorted(SPEED_RESULTS.glob("packed.cpu.*.json")), ids=lambda p: p.stem)
-def test_packed_figures(path: Path) -> None:
-    rows = json.loads(path.read_text())["rows"]
-    assert len(rows) == 6
-    for row in rows:
-        assert f"| {row['shape']} | {row['theirs']} | {row['ratio']:.1f} |" in TEXTS["experiments/README.md"]
-
-
 @pytest.mark.parametrize("path", sorted(SPEED_RESULTS.glob("simulation.cpu.*.json")), ids=lambda p: p.stem)
 def test_simulation_figures(path: Path) -> None:
     results, ledger = json.loads(path.read_text()), TEXTS["experiments/README.md"]
@@ -131,12 +122,6 @@ def test_simulation_figures(path: Path) -> None:
     assert missing == []
 
 
-def density_rows() -> list[dict[str, Any]]:
-    """Of one thread: of the simulation's suite where it was run, else of the product alone."""
-    path = SPEED_RESULTS / "simulation.cpu.1.json"
-    return json.loads((path if path.exists() else SPEED_RESULTS / "density.cpu.json").read_text())["rows"]
-
-
 # The columns of the ledger's two tables of products: ours and theirs.
 BY_DENSITY = (("event-driven", "dense packed"), ("the chosen one", "torch fp32 matmul"))
 BY_LISTS = tuple(
@@ -145,7 +130,7 @@ BY_LISTS = tuple(
 
 
 def test_density_figures() -> None:
-    rows = density_rows()
+    rows = json.loads((SPEED_RESULTS / "simulation.cpu.1.json").read_text())["rows"]
     pattern = r"\| \(\d+x\d+\)\(\d+x\d+\), (\d+% weights, )?[\d.]+% \|"
     lines = [line for line in TEXTS["experiments/README.md"].splitlines() if re.match(pattern, line)]
     assert len(lines) >= 16
@@ -155,3 +140,16 @@ def test_density_figures() -> None:
         ratios = {(row["ours"], row["theirs"]): row["ratio"] for row in mine}
         pairs, digits = (BY_DENSITY, 1) if len(figures) == 2 else (BY_LISTS, 2)
         assert figures == [f"{ratios[pair]:.{digits}f}" for pair in pairs]
+
+
+def test_readme_speeds() -> None:
+    rows = [
+        row
+        for threads in (1, 2)
+        for row in json.loads((SPEED_RESULTS / f"simulation.cpu.{threads}.json").read_text())["rows"]
+    ]
+    printed = {f"{row['ratio']:.1f} [{row['ratio_min']:.1f}, {row['ratio_max']:.1f}]" for row in rows}
+    table = TEXTS["README.md"].split("| packed simulation of |")[1].split("\n\n")[0]
+    cells = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", table)
+    assert len(cells) == 8
+    assert set(cells) <= printed
