@@ -7,12 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tbnn.nn.weights import BinaryWeight, Parts, Prepared, Product
+from tbnn.nn.weights import BinaryWeight, Parts, Prepared, Product, Spikes
+from tbnn.ops.quantize import Codes
 from tbnn.ops.quantize.estimators import Estimator
 from tbnn.ops.quantize.sparsify import SparsityLike
+from tbnn.ops.spike_products import planes_of
+from tbnn.ops.spike_products.conv import SpikeConv
 
 Sizes = int | Sequence[int]
 Margins = Sequence[Sequence[int]]
+
+FROM_BITS = 1 << 20  # weights times pixels: below, a float convolution is as fast
+UNPACKED = 1 << 22  # inputs unpacked together in backward
 
 
 class _BinaryConv(BinaryWeight, abstract=True):
@@ -144,6 +150,7 @@ class ConvProduct(Product):
         block: int | None,
     ) -> None:
         self.stride, self.padding, self.dilation, self.groups, self.block = stride, padding, dilation, groups, block
+        self._on_bits: dict[torch.Size, SpikeConv | None] = {}
 
     def parts(self, x: Tensor, values: Tensor, sums: bool) -> Parts:
         per_group = values.shape[1]
@@ -166,6 +173,53 @@ class ConvProduct(Product):
         dx, dweight, _ = torch.ops.aten.convolution_backward(
             dy, x, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups, [*needs, False]
         )
+        return dx, dweight
+
+    def from_bits(self, x: Tensor, words: Tensor, codes: Codes, sums: bool) -> Tensor | None:
+        row = codes.values[0].numel()
+        if (self.block or row) < row or x[:, 0].numel() * codes.values.numel() < FROM_BITS:
+            return None
+        features = x.shape[1:]
+        if features not in self._on_bits:
+            self._on_bits[features] = self._for_bits(features, codes.values)
+        convolve = self._on_bits[features]
+        if convolve is None:
+            return None
+        y = convolve(words, codes.scale[:, 0], codes.offset[:, 0] if sums else None)
+        return y if len(features) == 3 else y.squeeze(2)
+
+    def _for_bits(self, features: torch.Size, values: Tensor) -> SpikeConv | None:
+        """The convolution of packed frames; None for values of too many bits."""
+        planes = planes_of(values.flatten(1))
+        if planes is None:
+            return None
+        first = (1,) * (3 - len(features))  # a sequence (C, L) is a frame (C, 1, L)
+        return SpikeConv(
+            (features[0], *first, *features[1:]),
+            planes,
+            (*first, *values.shape[2:]),
+            stride=(*first, *self.stride),
+            padding=(*[0 for _ in first], *self.padding),
+            dilation=(*first, *self.dilation),
+            groups=self.groups,
+        )
+
+    def gradients_from_bits(
+        self, dy: Tensor, spikes: Spikes, weight: Tensor, codes: Codes, sums: bool, needs: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Some frames unpacked at a time."""
+        frames = len(dy)
+        together = max(UNPACKED // spikes.features.numel(), 1)
+        dx = dy.new_empty((frames, *spikes.features)) if needs[0] else None
+        dweight = torch.zeros_like(weight) if needs[1] else None
+        for lo in range(0, frames, together):
+            part = slice(lo, lo + together)
+            x = spikes.unpacked(part) if needs[1] else dy.new_empty((len(dy[part]), *spikes.features))
+            dx_part, dweight_part = self.gradients(dy[part], x, weight, needs)
+            if dx is not None and dx_part is not None:
+                dx[part] = dx_part
+            if dweight is not None and dweight_part is not None:
+                dweight += dweight_part
         return dx, dweight
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -1,10 +1,20 @@
 """The linear layer with binary weights."""
 
+import torch
 from torch import Tensor
 
-from tbnn.nn.weights import BinaryWeight, Parts, Prepared, Product
+from tbnn.bits import WORD_BITS
+from tbnn.nn.weights import BinaryWeight, Parts, Prepared, Product, Spikes
+from tbnn.ops.quantize import Codes
 from tbnn.ops.quantize.estimators import Estimator
 from tbnn.ops.quantize.sparsify import SparsityLike
+from tbnn.ops.spike_products import Planes, input_gradient, planes_of, spike_linear, weight_gradient
+
+# What the products from bits are worth it from: measured against float32 matrix products, which win below.
+FROM_BITS = 1 << 22  # rows·inputs·outputs
+FEW = 32  # rows, inputs or outputs
+SHORT_BLOCK = 64
+MOST_PLANES, MOST_SIGNED = 5, 2  # of the weights, forward and in the input's gradient
 
 
 class BinaryLinear(BinaryWeight):
@@ -74,10 +84,11 @@ class BinaryLinear(BinaryWeight):
 
 
 class LinearProduct(Product):
-    """x (M, in) times Wᵀ, W (out, in) in runs of ``block`` inputs."""
+    """x (M, in) times Wᵀ, W (out, in) in runs of ``block`` inputs: for one quantised weight, whose bits it keeps."""
 
     def __init__(self, block: int | None) -> None:
         self.block = block
+        self._planes: list[Planes | None] | None = None
 
     def parts(self, x: Tensor, values: Tensor, sums: bool) -> Parts:
         block = self.block or x.shape[1]
@@ -89,3 +100,46 @@ class LinearProduct(Product):
         self, dy: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         return dy @ weight if needs[0] else None, dy.T @ x if needs[1] else None
+
+    def from_bits(self, x: Tensor, words: Tensor, codes: Codes, sums: bool) -> Tensor | None:
+        (rows, inputs), outputs = x.shape, codes.values.shape[0]
+        block = min(self.block or inputs, inputs)
+        aligned = block == inputs or block % WORD_BITS == 0
+        if min(rows, outputs) < FEW or block < SHORT_BLOCK or not aligned or rows * inputs * outputs < FROM_BITS:
+            return None
+        planes = self._planes_of(codes.values, block)
+        known = [some for some in planes if some is not None and len(some.factors) <= MOST_PLANES]
+        if len(known) < len(planes):
+            return None
+        return spike_linear(words, inputs, known, codes.scale, codes.offset if sums else None, block)
+
+    def gradients_from_bits(
+        self, dy: Tensor, spikes: Spikes, weight: Tensor, codes: Codes, sums: bool, needs: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        (rows, outputs), inputs = dy.shape, weight.shape[1]
+        large = min(rows, outputs, inputs) >= FEW and rows * inputs * outputs >= FROM_BITS
+        dx = dweight = None
+        if needs[0]:
+            dx = self._input_gradient(dy, codes, sums) if large else None
+            dx = dy @ weight if dx is None else dx
+        if needs[1]:
+            dweight = weight_gradient(dy, spikes.words, inputs) if large else dy.T @ spikes.unpacked()
+        return dx, dweight
+
+    def _input_gradient(self, dy: Tensor, codes: Codes, sums: bool) -> Tensor | None:
+        """dy·Ŵ from the planes; None where a matrix product is as fast."""
+        inputs = codes.values.shape[1]
+        block = min(self.block or inputs, inputs)
+        planes = self._planes_of(codes.values, block) if block >= SHORT_BLOCK else [None]
+        parts = []
+        for k, some in enumerate(planes):
+            if some is None or len(some.factors) > MOST_SIGNED:
+                return None
+            parts.append(input_gradient(dy, some, codes.scale[:, k], codes.offset[:, k] if sums else None))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _planes_of(self, values: Tensor, block: int) -> list[Planes | None]:
+        """The planes of each block of the values, made once."""
+        if self._planes is None:
+            self._planes = [planes_of(part) for part in values.split(block, 1)]
+        return self._planes

@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tbnn.bits import unpack_bits
 from tbnn.nn.recorded import Recorded
 from tbnn.ops.quantize import Codes, check_quantize, quantize_with_codes
 from tbnn.ops.quantize.estimators import Estimator
 from tbnn.ops.quantize.sparsify import SparsityLike
+from tbnn.ops.spike_products import pack_spikes
 
 OPTIONAL = ("gain", "frozen_values", "frozen_scale", "frozen_offset")  # buffers that a layer may have
+PACKED_FROM = 512  # inputs: fewer are kept as they are, faster than they are packed
 START_GAIN = 2.0  # mean |w|·√fan_in at the start: a tenth of the inputs active then drives a neuron near its threshold
 
 
@@ -203,38 +206,84 @@ class Product:
         """(dx, dweight) of x times the whole weight."""
         raise NotImplementedError
 
+    def from_bits(self, x: Tensor, words: Tensor, codes: Codes, sums: bool) -> Tensor | None:
+        """What ``scale·parts + offset·sums`` add up to, bit for bit, from x's packed spikes; None where that does not pay."""
+        return None
+
+    def gradients_from_bits(
+        self, dy: Tensor, spikes: "Spikes", weight: Tensor, codes: Codes, sums: bool, needs: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """:meth:`gradients` where x is packed."""
+        return self.gradients(dy, spikes.unpacked(), weight, needs)
+
     def __call__(self, x: Tensor, weight: Tensor, codes: Codes, form: str) -> Tensor:
         """x (M, inputs...) -> (M, outputs, ...), forward from the codes, backward through Ŵ = ``weight``."""
         values, scale, offset = codes
-        y: Tensor = _Coded.apply(x, weight, values, scale, None if form == "linear" else offset, self)
+        y: Tensor = _Coded.apply(x, weight, values, scale, offset, form != "linear", self)
         return y
+
+
+class Spikes(NamedTuple):
+    """x (M, inputs...) of 0 and 1, as one bit each."""
+
+    words: Tensor
+    """int32 (M, ⌈inputs/32⌉), the inputs flat."""
+    features: torch.Size
+    """Of one row of x."""
+
+    def unpacked(self, rows: slice = slice(None)) -> Tensor:
+        """Some rows of x as float32."""
+        return unpack_bits(self.words[rows], self.features.numel()).unflatten(-1, self.features)
+
+
+def _packed(x: Tensor) -> Tensor | None:
+    """x's spikes as words, where it has nothing but 0 and 1 and there are enough of them to be worth it."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() < PACKED_FROM or torch.compiler.is_compiling():
+        return None
+    return pack_spikes(x.flatten(1))
 
 
 class _Coded(torch.autograd.Function):
-    """``Σ_k scale_k·p_k + offset_k·c_k`` forward; backward as if the product were with Ŵ."""
+    """``Σ_k scale_k·p_k + offset_k·c_k`` forward; backward as if the product were with Ŵ.
+
+    Of an x of spikes one bit each is kept for backward; a compiler that traces this sees the float products.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, values: Tensor, scale: Tensor, offset: Tensor | None, product: Product
+        ctx: Any, x: Tensor, weight: Tensor, values: Tensor, scale: Tensor, offset: Tensor, sums: bool, product: Product
     ) -> Tensor | None:
-        ctx.save_for_backward(x, weight)
-        ctx.product = product
-        y = None
-        for k, (part, total) in enumerate(product.parts(x, values, offset is not None)):
-            per_output = (-1, *[1] * (part.ndim - 2))
-            # In this order, each operation rounded by itself: the packed simulation repeats it bit for bit.
-            part = part.mul_(scale[:, k].reshape(per_output))
-            if offset is not None and total is not None:
-                part.add_(total * offset[:, k].reshape(per_output))
-            y = part if y is None else y.add_(part)
-        return y
+        codes, words = Codes(values, scale, offset), _packed(x)
+        ctx.save_for_backward(x if words is None else words, weight, *codes)
+        ctx.features = None if words is None else x.shape[1:]
+        ctx.product, ctx.sums = product, sums
+        y = None if words is None else product.from_bits(x, words, codes, sums)
+        return _scaled_sum(product.parts(x, values, sums), scale, offset) if y is None else y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight = ctx.saved_tensors
-        dx, dweight = ctx.product.gradients(grads[0], x, weight, ctx.needs_input_grad[:2])
-        return dx, dweight, None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, *codes = ctx.saved_tensors
+        needs, product = ctx.needs_input_grad[:2], ctx.product
+        if ctx.features is None:
+            dx, dweight = product.gradients(grads[0], x, weight, needs)
+        else:
+            spikes = Spikes(x, ctx.features)
+            dx, dweight = product.gradients_from_bits(grads[0], spikes, weight, Codes(*codes), ctx.sums, needs)
+        return dx, dweight, None, None, None, None, None
+
+
+def _scaled_sum(parts: Parts, scale: Tensor, offset: Tensor) -> Tensor | None:
+    """The products of the blocks and their sums of x, scaled and added up."""
+    y = None
+    for k, (part, total) in enumerate(parts):
+        per_output = (-1, *[1] * (part.ndim - 2))
+        # In this order, each operation rounded by itself: the packed simulation repeats it bit for bit.
+        part = part.mul_(scale[:, k].reshape(per_output))
+        if total is not None:
+            part.add_(total * offset[:, k].reshape(per_output))
+        y = part if y is None else y.add_(part)
+    return y
 
 
 Prepared = Callable[[Tensor], Tensor]

@@ -97,6 +97,55 @@ def test_on_bits_the_convolutions_are_whole_numbers_then_scale_and_offset(g: dic
     assert np.array_equal(layer(x).detach().numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    "kind", [{}, {"bits": 1.58, "form": "linear"}, {"bits": 4}, {"bits": 8}, {"block": 9}], ids=str
+)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"padding": 1}, {"stride": (2, 1), "padding": (2, 0)}, {"groups": 2, "dilation": (1, 2)},
+        {"kernel_size": (3, 2), "padding": "same"}, {"kernel_size": 1, "groups": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_many_spikes_are_convolved_as_bits_with_the_same_result(
+    kind: dict[str, Any], geometry: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tbnn.nn.conv.UNPACKED", 1000)  # a few frames at a time
+    monkeypatch.setattr("tbnn.nn.conv.FROM_BITS", 1)
+    torch.manual_seed(0)
+    layer = BinaryConv2d(4, 6, **({"kernel_size": 3} | geometry), **kind)
+    x = (torch.rand(25, 4, 11, 12) < 0.3).float().requires_grad_()
+    y = layer(x)
+    dy, leaves = torch.randn_like(y), [x, *layer.parameters()]
+    got = torch.autograd.grad(y, leaves, dy)
+    monkeypatch.setattr("tbnn.nn.weights.PACKED_FROM", 1 << 60)
+    expected = layer(x)
+    assert torch.equal(y, expected)
+    for one, want in zip(got, torch.autograd.grad(expected, leaves, dy), strict=True):
+        torch.testing.assert_close(one, want, rtol=1e-4, atol=1e-4)
+    assert torch.equal(layer(x[:1, :, :9]), layer(x[:, :, :9])[:1])
+
+
+def test_many_spikes_along_one_axis_and_frames_of_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tbnn.nn.conv.FROM_BITS", 1)
+    layer = BinaryConv1d(4, 6, 3, stride=2, padding=1)
+    prepared = layer.prepare()
+    inputs = [(torch.rand(100, 4, length) < 0.3).float() for length in (30, 21)]
+    got = [prepared(x) for x in inputs]
+    monkeypatch.setattr("tbnn.nn.weights.PACKED_FROM", 1 << 60)
+    for y, x in zip(got, inputs, strict=True):
+        assert torch.equal(y, layer(x))
+
+
+def test_of_spikes_a_bit_each_is_kept() -> None:
+    layer, x, kept = BinaryConv2d(2, 3, 3), (torch.rand(50, 2, 16, 16) < 0.3).float(), {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t):
+        layer(x)
+    assert x.numel() // 8 in kept.values()
+    assert max(kept.values()) == x.numel() // 8
+
+
 @pytest.mark.parametrize("block", [None, 5])
 def test_the_weights_of_an_output_are_quantised_as_a_row(block: int | None) -> None:
     conv, linear = BinaryConv2d(6, 4, 3, groups=2, block=block), BinaryLinear(27, 4, block=block)

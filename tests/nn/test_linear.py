@@ -109,6 +109,77 @@ def test_codes_rebuild_the_weights(arguments: dict[str, Any]) -> None:
     assert not any(t.requires_grad for t in (sign, scale, offset))
 
 
+kinds = pytest.mark.parametrize(
+    "kind",
+    [
+        {}, {"form": "linear"}, {"bits": 1.58}, {"bits": 4}, {"bits": 8}, {"bits": None, "sparsity": 0.5}, {"block": 64},
+        {"block": 50}, {"sparsity": 0.5, "bias": False}, {"bits": 2, "block": 96},
+    ],
+    ids=str,
+)  # fmt: skip
+
+
+def floats_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tbnn.nn.weights.PACKED_FROM", 1 << 60)
+
+
+@kinds
+@pytest.mark.parametrize(("rows", "density"), [(40, 0.1), (700, 0.1), (700, 0.5)])
+def test_many_spikes_are_multiplied_as_bits_with_the_same_result(
+    kind: dict[str, Any], rows: int, density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = layer_of(130, 70, **kind)
+    x = (torch.rand(rows, 130) < density).float().requires_grad_()
+    dy, leaves = torch.randn(rows, 70), [x, *layer.parameters()]
+    y = layer(x)
+    got = torch.autograd.grad(y, leaves, dy)
+    floats_only(monkeypatch)
+    expected = layer(x)
+    if kind.get("bits", 1) is not None:
+        assert torch.equal(y, expected)
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-5)
+    exact = layer.double()
+    wide = x.detach().double().requires_grad_()
+    wants = torch.autograd.grad(exact(wide), [wide, *exact.parameters()], dy.double())
+    for one, want in zip(got, wants, strict=True):
+        assert ((one - want).norm() / want.norm()).item() < 2e-6
+
+
+def test_a_frozen_layer_hands_the_gradient_on_from_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = layer_of(130, 70), (torch.rand(700, 130) < 0.1).float().requires_grad_()
+    layer.freeze()
+    dy = torch.randn(700, 70)
+    (got,) = torch.autograd.grad(layer(x), x, dy)
+    floats_only(monkeypatch)
+    torch.testing.assert_close(got, torch.autograd.grad(layer(x), x, dy)[0], rtol=1e-4, atol=1e-5)
+
+
+def kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
+    """Of what the graph of the layer's output holds on to, tensors of more than the weights' size."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t):
+        layer(x)
+    return sum(kept.values())
+
+
+def test_of_spikes_a_bit_each_is_kept_and_of_other_numbers_all() -> None:
+    layer, spikes = layer_of(256, 8), (torch.rand(4000, 256) < 0.1).float()
+    without = kept_bytes(layer, torch.zeros(1, 256)) - 4 * 256
+    assert kept_bytes(layer, spikes) - without == spikes.numel() // 8
+    assert kept_bytes(layer, spikes * 0.5) - without == spikes.nbytes
+    assert kept_bytes(layer, spikes[:1]) - without == 256 * 4
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler about itself
+def test_many_spikes_under_a_compiler_give_the_same_numbers() -> None:
+    layer, x = layer_of(130, 70), (torch.rand(700, 130) < 0.1).float()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    y, expected, dy = compiled(x), layer(x), torch.randn(700, 70)
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
+    got, want = (torch.autograd.grad(out, [layer.weight], dy) for out in (y, expected))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_a_row_by_hand() -> None:
     layer = BinaryLinear(4, 1)
     with torch.no_grad():
