@@ -1,14 +1,18 @@
 """Recurrence: a neuron whose spikes return through a layer one step or more later."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from tbnn.nn.leaky import Leaky
+from tbnn.nn.linear import BinaryLinear
 from tbnn.nn.neuron import Neuron
 from tbnn.nn.recorded import Recorded
 from tbnn.nn.stateful import Stateful, guard, lengths_of
+from tbnn.ops.kernels import backend_for
+from tbnn.ops.recurrent_lif import Feedback, recurrent_lif
 
 
 class RecurrentState(NamedTuple):
@@ -27,6 +31,10 @@ class Recurrent(Recorded, Stateful):
     ``recurrent(x, state=None, mask=None) -> (out, state)`` with x (T, B, features...); ``recurrent.step(x_t, state)`` with
     (B, features...). The layer's weights are quantised once a sequence. The neuron advances one step at a time, so the
     statistics of its gradient run over one step's batch and features, whatever its ``stats``.
+
+    On the CPU a sequence through plain :class:`Leaky` neurons that emit bits and a :class:`BinaryLinear` of few bits, one
+    block a row, is one fused call, forward and backward (:func:`tbnn.ops.recurrent_lif.recurrent_lif`); with a mask, and
+    everything else, a loop over time.
 
     Args:
         neuron: a spiking neuron.
@@ -55,7 +63,9 @@ class Recurrent(Recorded, Stateful):
         if x.ndim < 3 or x.numel() == 0:
             raise ValueError(f"Recurrent: expected (T, B, features...), no axis empty, got {tuple(x.shape)}")
         lengths = None if mask is None else lengths_of(mask, *x.shape[:2], at_start=state is None)
-        out, state = self._run(x, guard(state, "Recurrent"), mask)
+        state = guard(state, "Recurrent")
+        fused = mask is None and self._fuses(x)
+        out, state = self._fused(x, state) if fused else self._run(x, state, mask)
         self.neuron.observe(out, lengths)
         return out, state
 
@@ -65,6 +75,39 @@ class Recurrent(Recorded, Stateful):
         """One step: x (B, features...) -> (out (B, features...), state)."""
         out, state = self._run(x.unsqueeze(0), guard(state, "Recurrent"), None if mask is None else mask.unsqueeze(0))
         return out.squeeze(0), state
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether the fused kernels know this layer, these neurons and an input like x."""
+        neuron, layer = self.neuron, self.recurrent_layer
+        if type(neuron) is not Leaky or type(layer) is not BinaryLinear:  # a class made of them may do something else
+            return False
+        plain = neuron.refractory == 0 and neuron.winners is None and neuron.spike_gradient.emit == "bits"
+        coded = layer.bits is not None and (layer.block is None or layer.block >= layer.in_features)
+        known = x.shape[2:] == (layer.in_features,) and x.dtype == layer.weight.dtype
+        here = backend_for(x) == "cpu" and not torch.is_autocast_enabled("cpu") and type(self)._run is Recurrent._run
+        return plain and coded and known and here and not neuron.joined
+
+    def _fused(self, x: Tensor, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
+        neuron, layer = cast("Leaky", self.neuron), cast("BinaryLinear", self.recurrent_layer)
+        past = torch.stack(self._past(x, state))
+        if not bool(((past == 0) | (past == 1)).all()):  # a state that no spikes left
+            return self._run(x, state, None)
+        weight, (values, scale, offset) = layer.quantized()
+        feedback = Feedback(
+            weight, values, scale.squeeze(1), None if layer.form == "linear" else offset.squeeze(1), layer.bias
+        )
+        out, after, past = recurrent_lif(
+            x,
+            feedback,
+            neuron.coefficients().beta,
+            neuron.effective_threshold(x.shape[2:]),
+            None if state is None else state.neuron,
+            past,
+            delay=self.delay,
+            reset=neuron.reset_mechanism,
+            gradient=neuron.step_gradient,
+        )
+        return out, RecurrentState(after, past[0] if self.delay == 1 else past)
 
     def _run(self, x: Tensor, state: RecurrentState | None, mask: Tensor | None) -> tuple[Tensor, RecurrentState]:
         n = getattr(self.recurrent_layer, "in_features", None)
