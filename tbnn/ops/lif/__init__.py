@@ -86,7 +86,8 @@ def lif(
         check_trace(cell, reset)
     state = check_state(state, current, with_trace=gradient.uses_trace, with_second=second is not None, rule=rule)
     steps, batch = current.shape[:2]
-    flat = current.reshape(steps, batch, math.prod(features))
+    shaped = len(features) != 1  # each call saved counts where a loop over time calls with T = 1
+    flat = current.reshape(steps, batch, math.prod(features)) if shaped else current
     alive = None if lengths is None else _alive(lengths, flat)
     statistics = Statistics(features[0] if features else 1, alive, joined)
     path = backend_for(current, backend, gpu_dtypes=(torch.float32, torch.bfloat16, torch.float16))
@@ -94,7 +95,9 @@ def lif(
         from tbnn.ops.lif.gpu import lif_gpu as run
     else:
         run = lif_fused if path == "cpu" else lif_reference
-    result = run(flat, cell, state.flat(), rule, gradient, statistics, affine)
+    result = run(flat, cell, state.flat() if shaped else state, rule, gradient, statistics, affine)
+    if not shaped:
+        return LifOutput(result.out, result.state, result.moments)
     return LifOutput(result.out.reshape(current.shape), result.state.shaped(current.shape[1:]), result.moments)
 
 
@@ -131,6 +134,8 @@ def _alive(lengths: Tensor, current: Tensor) -> Tensor:
 def _per_feature(name: str, value: Tensor | float, current: Tensor) -> Tensor:
     """A parameter spread over the flattened features, (F,)."""
     features = current.shape[2:]
+    if isinstance(value, float):
+        return current.new_full((math.prod(features),), value)
     tensor = torch.as_tensor(value, dtype=current.dtype, device=current.device)
     try:
         return tensor.expand(features).reshape(-1)

@@ -4,11 +4,10 @@ Of every estimator the output's share is ``du = w·(k0 + kG·G + kx·x + kq·q)`
 reconciles, w = dx/dlevel, and four factors a block (``closed_form.RidgeGradient``); a bare surrogate is kG = 1. From there it goes through the adjoint of ``cell.advance``: through that of the real states, or of the traces with TRACE.
 """
 
-import numpy as np
 from numba import prange
 
 from tbnn.ops.kernels import device_function, kernel
-from tbnn.ops.lif.cpu import (
+from tbnn.ops.lif.rows import (
     BETA,
     CURRENT_GAIN,
     FROM_CURRENT,
@@ -25,6 +24,7 @@ from tbnn.ops.lif.cpu import (
     ZERO,
     above_row,
     level_row,
+    scratch,
     state_row,
 )
 from tbnn.ops.lif.target import INTEGRATE, SURROGATE, fired_row, q_row, slope_row, x_rows
@@ -157,15 +157,15 @@ def scan_backward(
         lo = task % tiles * TILE
         hi = min(lo + TILE, features)
         n = hi - lo
-        x, q, w, du = np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype)
-        dv, dw, buffer, spare = np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype)
+        room = scratch(8, n, v)
+        x, q, w, du = room[0, :n], room[1, :n], room[2, :n], room[3, :n]
+        dv, dw, buffer, spare = room[4, :n], room[5, :n], room[6, :n], room[7, :n]
         beta, threshold, gain = coefficients[BETA, lo:hi], coefficients[THRESHOLD, lo:hi], coefficients[GAIN, lo:hi]
         for t in range(steps - 1, -1, -1):
             s = t if factors.shape[1] > 1 else 0
             for b in range(first, min(first + rows, batch)):
-                d = dcurrent[t, b, lo:hi]
                 if t >= layer.lengths[b]:
-                    d[:] = 0
+                    dcurrent[t, b, lo:hi] = 0
                     continue
                 level = level_row(driven, coefficients, t, b, lo, hi, buffer) if second else plain[t, b, lo:hi]
                 g = grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0, lo:hi]
@@ -183,6 +183,7 @@ def scan_backward(
                         fired_row(spikes, real, coefficients, t - 1, b, lo, hi, spare, q)
                     else:
                         above_row(v_start[b, lo:hi] if t == 0 else v[t - 1, b, lo:hi], threshold, q)
+                d = dcurrent[t, b, lo:hi]
                 carry_b = carry[0, b, lo:hi]
                 if second:
                     adjoint_row(du, coefficients, lo, carry_b, carry[1, b, lo:hi], dv, dw, d)

@@ -9,10 +9,11 @@ from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt import closed_form
 from tbnn.ops.ddt.closed_form import Sums
-from tbnn.ops.kernels import NUMPY_DTYPES, as_numpy, fresh, unexpanded, untraced
+from tbnn.ops.kernels import NUMPY_DTYPES, as_numpy, unexpanded, untraced
 from tbnn.ops.lif import backward, cpu, target
 from tbnn.ops.lif.cell import Cell, Rule, effective, spikes_of, trace_gain
 from tbnn.ops.lif.gradient import SpikeGradient
+from tbnn.ops.lif.memory import reused
 from tbnn.ops.lif.reference import LifResult, Statistics
 from tbnn.ops.lif.state import LifState
 
@@ -28,6 +29,7 @@ class _Settings(NamedTuple):
     learn: cpu.Array  # (10,) bool: the coefficients whose gradients the kernel adds up
     spikes: Tensor | None  # (B, F) before the first step, but for plain neurons, whose v > θ tells them
     waiting: Tensor | None  # (B, F)
+    differentiates: bool  # whether a backward pass may follow
 
 
 class _Saved(NamedTuple):
@@ -77,9 +79,13 @@ def lif_fused(
     learn[: len(coefficients)] = [c.requires_grad for c in coefficients]
     if gradient.uses_trace:  # the trace knows spikes through its gain alone
         learn[[cpu.THRESHOLD, cpu.FROM_SPIKE]] = False
-    settings = _Settings(
-        rule, gradient, statistics, affine, _lengths(statistics, current), learn, _before(state, cell), state.waiting
+    differentiates = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (current, *coefficients, *state)
     )
+    settings = _Settings(
+        rule, gradient, statistics, affine, _lengths(statistics, current), learn, _before(state, cell), state.waiting,
+        differentiates,
+    )  # fmt: skip
     start = _stacked(state.v, state.w)
     if gradient.uses_trace:
         start = start.detach()
@@ -123,19 +129,23 @@ class _Lif(torch.autograd.Function):
         current, start = current.contiguous(), start.contiguous()
         _, batch, features = current.shape
         shape = (start.shape[0], *current.shape)
-        states, spikes = fresh(shape, current.dtype), fresh(current.shape, current.dtype)
-        traces = fresh(shape, current.dtype) if by_trace else None
+        states, spikes = reused(shape, current.dtype), reused(current.shape, current.dtype)
+        traces = reused(shape, current.dtype) if by_trace else None
         trace_start = None if trace_start is None else trace_start.contiguous()
         saved = _Saved(coefficients, start, states, trace_start, traces, spikes, current)
         run = _run(saved, settings)
         waiting = None if settings.waiting is None else settings.waiting.clone(memory_format=torch.contiguous_format)
-        rows = cpu.rows_per_task(batch, features, run.layer.winners)
         counter = np.empty((1, 1), run.real.start.dtype) if waiting is None else as_numpy(waiting)
-        cpu.scan(as_numpy(current), run.layer, run.real, run.traces, run.spikes, counter, rows, work=current.numel())
+        arguments = as_numpy(current), run.layer, run.real, run.traces, run.spikes, counter
+        ctx.sums = None
+        if _needs_sums(settings):
+            ctx.sums = cpu.scan_sums(*arguments, run.estimator, settings.gradient.stats == "step")
+        else:
+            cpu.scan(*arguments, cpu.rows_per_task(batch, features, run.layer.winners), work=current.numel())
         out, moments = spikes, None
         if settings.gradient.emit == "denoised":
-            out = fresh(current.shape, current.dtype) if rule.gated else out
-            moments = _emit_denoised(run, out, settings)
+            out = reused(current.shape, current.dtype) if rule.gated else out
+            moments = _emit_denoised(run, out, ctx.sums, settings)
         reads_current = settings.learn[[cpu.FROM_CURRENT, cpu.CURRENT_GAIN]].any()
         ctx.settings = settings
         ctx.set_materialize_grads(False)
@@ -165,10 +175,10 @@ class _Lif(torch.autograd.Function):
         learns = ctx.needs_input_grad[1] and settings.learn.any()
         totals = np.zeros((len(saved.coefficients) if learns else 0, batch, features), run.real.start.dtype)
         current = np.empty((0, batch, features), totals.dtype) if saved.current is None else as_numpy(saved.current)
-        dcurrent = fresh((steps, batch, features), carry.dtype)
+        dcurrent = reused((steps, batch, features), carry.dtype)
         backward.scan_backward(
             run.estimator, run.layer, run.real, run.driven, run.spikes, current, as_numpy(dout),
-            _factors(dout, run, settings), settings.learn if learns else np.zeros_like(settings.learn),
+            _factors(dout, ctx.sums, run, settings), settings.learn if learns else np.zeros_like(settings.learn),
             cpu.rows_per_task(batch, features), as_numpy(carry), totals, as_numpy(dcurrent), work=dcurrent.numel(),
         )  # fmt: skip
         dcoefficients = None
@@ -187,51 +197,64 @@ def _run(saved: _Saved, settings: _Settings) -> _Run:
     kind = target.SURROGATE
     if gradient.gradient == "ddt":
         kind = target.TRACE if gradient.uses_trace else target.SOFT
-    before = None if settings.spikes is None else settings.spikes[None, None]
-    spikes = None if saved.spikes is None else saved.spikes[None]
+    nothing = np.empty((1, 0, *saved.start.shape[2:]), NUMPY_DTYPES[saved.start.dtype])
+    empty = cpu.Course(nothing, nothing)
+    traces = fired = empty
+    if saved.trace_start is not None and saved.traces is not None:
+        traces = cpu.Course(as_numpy(saved.trace_start), as_numpy(saved.traces))
+    if settings.spikes is not None or saved.spikes is not None:
+        before = nothing if settings.spikes is None else as_numpy(settings.spikes[None, None])
+        fired = cpu.Course(before, nothing if saved.spikes is None else as_numpy(saved.spikes[None]))
     return _Run(
         cpu.Layer(coefficients, cpu.RESETS[rule.reset], rule.refractory, winners, settings.lengths),
-        _course(saved.start, saved.states, saved.start),
-        _course(saved.trace_start, saved.traces, saved.start),
-        _course(before, spikes, saved.start),
+        cpu.Course(as_numpy(saved.start), as_numpy(saved.states)),
+        traces,
+        fired,
         target.Estimator(
             kind, surrogate.code, surrogate.parameter, surrogate.area, gradient.floor, 1 / (1 + rule.refractory)
         ),
     )
 
 
-def _course(start: Tensor | None, steps: Tensor | None, like: Tensor) -> cpu.Course:
-    """A course for the kernels; what is None becomes empty, (1, 0, B, F), in the dtype of ``like``."""
-    nothing = np.empty((1, 0, *like.shape[2:]), NUMPY_DTYPES[like.dtype])
-    return cpu.Course(*(nothing if t is None else as_numpy(t) for t in (start, steps)))
-
-
 def _last(steps: Tensor, start: Tensor, settings: _Settings) -> Tensor:
     """The state after each sequence's last step, (1 or 2, B, F)."""
     if settings.statistics.alive is None:
-        return steps[:, -1].clone()
+        return steps.select(1, -1).clone()
     lengths = torch.from_numpy(settings.lengths)
     last = steps[:, (lengths - 1).clamp(min=0), torch.arange(len(lengths))]
     return torch.where(lengths.unsqueeze(1) > 0, last, start[:, 0])
 
 
-def _block_sums(dout: Tensor | None, run: _Run, settings: _Settings) -> cpu.Array:
-    """Σx, Σq, Σq², Σxq, n and, given dout, ΣG, ΣGq of every block: (5 or 7, 1 or T, blocks across features)."""
+def _needs_sums(settings: _Settings) -> bool:
+    """Whether a ridge is to be solved: for what leaves, or for the gradient."""
+    gradient = settings.gradient
+    if gradient.gradient == "surrogate" or settings.affine is not None:
+        return False
+    return gradient.emit == "denoised" or settings.differentiates
+
+
+def _block_sums(dout: Tensor | None, pair: cpu.Array, run: _Run, settings: _Settings) -> cpu.Array:
+    """Σx, Σq, Σq², Σxq, n and, given dout, ΣG, ΣGq of every block: (5 or 7, 1 or T, blocks across features).
+
+    ``pair`` holds the first four as :func:`cpu.scan_sums` gives them.
+    """
     gradient, statistics = settings.gradient, settings.statistics
-    v = run.real.steps[0]
-    steps, _, features = v.shape
+    steps, _, features = run.real.steps[0].shape
     by_step = gradient.stats == "step"
-    grad = np.empty((0, 1, 1), v.dtype) if dout is None else as_numpy(dout)
-    out = np.empty((5 if dout is None else 7, steps if by_step else 1, features))
-    target.target_sums(
-        run.estimator, run.layer, run.real, run.driven, run.spikes, grad, by_step, out, work=v.size
-    )  # fmt: skip
     blocks = statistics.channels if gradient.per_channel and not by_step else 1
-    sums = out.reshape(*out.shape[:2], blocks, -1).sum(-1)
+    alive = np.minimum(settings.lengths, steps)
+    count = np.count_nonzero(np.arange(steps)[:, None] < alive, axis=1)[:, None] if by_step else alive.sum()
+    parts = [pair] if dout is None else [pair, target.output_sums(
+        as_numpy(dout), run.estimator, run.layer, run.real, run.driven, run.spikes, by_step,
+        cpu.rows_for_sums(run.real.steps.shape[2], features),
+    )]  # fmt: skip
+    sums = [part.reshape(*part.shape[:2], blocks, -1).sum(-1) for part in parts]
+    n = np.broadcast_to(np.asarray(count * (features / blocks)), sums[0].shape[1:])[None]
+    together = np.concatenate([sums[0], n, *sums[1:]])
     if statistics.joined:
-        distributed.all_reduce(torch.from_numpy(sums))
-    sums[4] = np.maximum(sums[4], 1)  # a block in which every sequence has ended
-    return sums
+        distributed.all_reduce(torch.from_numpy(together))
+    together[4] = np.maximum(together[4], 1)  # a block in which every sequence has ended
+    return together
 
 
 def _spread(per_block: cpu.Array, run: _Run) -> cpu.Array:
@@ -240,29 +263,33 @@ def _spread(per_block: cpu.Array, run: _Run) -> cpu.Array:
     return np.ascontiguousarray(np.repeat(per_block, steps.shape[-1] // per_block.shape[-1], axis=-1), steps.dtype)
 
 
-def _factors(dout: Tensor, run: _Run, settings: _Settings) -> cpu.Array:
+def _factors(dout: Tensor, pair: cpu.Array | None, run: _Run, settings: _Settings) -> cpu.Array:
     """k0, kG, kx, kq of every neuron (and step): (4, 1 or T, F)."""
     gradient = settings.gradient
-    if gradient.gradient == "surrogate" or settings.affine is not None:
-        slope = (
-            np.full((1, 1), gradient.scale) if settings.affine is None else as_numpy(settings.affine[0]).reshape(1, -1)
-        )
+    if settings.affine is not None:
+        slope = as_numpy(settings.affine[0]).reshape(1, -1)
         factors = np.zeros((4, *slope.shape))
         factors[1] = slope
         return _spread(factors, run)
-    x, q, qq, xq, n, g, gq = _block_sums(dout, run, settings)
+    if pair is None:  # a bare surrogate
+        steps = run.real.steps
+        factors = np.zeros((4, 1, steps.shape[-1]), steps.dtype)
+        factors[1] = gradient.scale
+        return factors
+    x, q, qq, xq, n, g, gq = _block_sums(dout, pair, run, settings)
     back = closed_form.gradient(Sums(n, x, q, qq, xq), g, gq, gradient.lam, "affine", gradient.differentiate_stats)
     factors = np.stack([back.x_const + back.q_const, back.s, back.r, back.r - 2 * back.s * back.r])
     return _spread(gradient.scale * factors, run)
 
 
-def _emit_denoised(run: _Run, out: Tensor, settings: _Settings) -> Tensor | None:
+def _emit_denoised(run: _Run, out: Tensor, pair: cpu.Array | None, settings: _Settings) -> Tensor | None:
     """Fill out with a·q + b, which may lie in the place of the spikes; the block moments, unless a and b were given."""
     moments = None
-    if settings.affine is not None:
-        a, b = (as_numpy(t).reshape(1, -1) for t in settings.affine)
+    if pair is None:
+        constants = settings.affine if settings.affine is not None else ()
+        a, b = (as_numpy(t).reshape(1, -1) for t in constants)
     else:
-        x, q, qq, xq, n = _block_sums(None, run, settings)
+        x, q, qq, xq, n = _block_sums(None, pair, run, settings)
         ridge = closed_form.solve(Sums(n, x, q, qq, xq), settings.gradient.lam, "affine")
         a, b = ridge.s, ridge.offset
         moments = torch.from_numpy(np.stack([x / n, q / n, xq / n]).reshape(3, -1)).to(out.dtype)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tbnn.ops.kernels import as_numpy, backend_for, fresh, unexpanded, untraced
+from tbnn.ops.kernels import as_numpy, backend_for, unexpanded, untraced
 from tbnn.ops.lif import backward, cpu
+from tbnn.ops.lif.memory import reused
 from tbnn.ops.lif.target import INTEGRATE, Estimator
 
 
@@ -43,7 +44,7 @@ class _Integrate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: Tensor, beta: Tensor, v0: Tensor) -> Tensor:
         current, beta, v0 = current.contiguous(), beta.contiguous(), v0.contiguous()
-        v = fresh(current.shape, current.dtype)
+        v = reused(current.shape, current.dtype)
         layer, real, nothing = _arguments(v, beta, v0)
         counter = np.empty((1, 1), nothing.start.dtype)
         rows = cpu.rows_per_task(*v0.shape)
@@ -56,7 +57,7 @@ class _Integrate(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         v, beta, v0 = ctx.saved_tensors
         layer, real, nothing = _arguments(v, beta, v0)
-        carry, dcurrent = torch.zeros_like(v0), fresh(v.shape, v.dtype)
+        carry, dcurrent = torch.zeros_like(v0), reused(v.shape, v.dtype)
         learn = np.zeros(cpu.COEFFICIENTS, bool)
         learn[cpu.BETA] = ctx.needs_input_grad[1]
         totals = v.new_zeros((1 if learn[cpu.BETA] else 0, *v0.shape))

@@ -7,7 +7,7 @@ import numpy as np
 from numba import prange
 
 from tbnn.ops.kernels import device_function, kernel
-from tbnn.ops.lif.cpu import (
+from tbnn.ops.lif.rows import (
     BETA,
     FROM_SPIKE,
     FROM_V,
@@ -18,12 +18,17 @@ from tbnn.ops.lif.cpu import (
     TO_THRESHOLD,
     TO_V,
     WITHOUT_SECOND,
+    Array,
+    Course,
+    Layer,
     above_row,
     level_row,
     state_row,
 )
+from tbnn.ops.lif.smooth import arctan_single, exp_single
 
 SURROGATE, SOFT, TRACE, INTEGRATE = 0, 1, 2, 3
+DOUBLE = 8  # bytes
 
 
 class Estimator(NamedTuple):
@@ -54,9 +59,13 @@ def slope_row(level, threshold, shape, p, w):  # pyright: ignore
         for f in range(w.size):
             d = one + width * abs(level[f] - threshold[f])
             w[f] = one / (d * d)
-    elif shape == 3:
+    elif shape == 3 and w.itemsize == DOUBLE:
         for f in range(w.size):
             e = np.exp(-width * abs(level[f] - threshold[f]))
+            w[f] = width * e / ((one + e) * (one + e))
+    elif shape == 3:
+        for f in range(w.size):
+            e = exp_single(np.float32(-width * abs(level[f] - threshold[f])))
             w[f] = width * e / ((one + e) * (one + e))
     elif shape == 4:
         for f in range(w.size):
@@ -69,26 +78,34 @@ def slope_row(level, threshold, shape, p, w):  # pyright: ignore
 @device_function
 def soft_row(level, threshold, shape, p, x):  # pyright: ignore
     """x = the soft spike at level − θ."""
-    one, half = level.dtype.type(1), level.dtype.type(0.5)
+    one, half, zero = level.dtype.type(1), level.dtype.type(0.5), level.dtype.type(0)
     width, inverse_pi = level.dtype.type(p), level.dtype.type(1 / math.pi)
-    if shape == 1:
-        c = level.dtype.type(math.pi / 2 * p)
+    c = level.dtype.type(math.pi / 2 * p)
+    if shape == 1 and x.itemsize == DOUBLE:
         for f in range(x.size):
             x[f] = half + inverse_pi * np.arctan(c * (level[f] - threshold[f]))
+    elif shape == 1:
+        for f in range(x.size):
+            x[f] = half + inverse_pi * arctan_single(np.float32(c * (level[f] - threshold[f])))
     elif shape == 2:
         for f in range(x.size):
             ku = width * (level[f] - threshold[f])
             x[f] = half + half * ku / (one + abs(ku))
-    elif shape == 3:
+    elif shape == 3 and x.itemsize == DOUBLE:
         for f in range(x.size):
             x[f] = one / (one + np.exp(-width * (level[f] - threshold[f])))
+    elif shape == 3:
+        for f in range(x.size):
+            u = level[f] - threshold[f]
+            e = exp_single(np.float32(-width * abs(u)))
+            x[f] = (one if u > zero else e) / (one + e)
     elif shape == 4:
         for f in range(x.size):
             z = min(one, max(-one, (level[f] - threshold[f]) / width))
             x[f] = half + z - half * z * abs(z)
     else:
         for f in range(x.size):
-            x[f] = min(one, max(level.dtype.type(0), half + (level[f] - threshold[f]) / width))
+            x[f] = min(one, max(zero, half + (level[f] - threshold[f]) / width))
 
 
 @device_function
@@ -136,35 +153,46 @@ def q_row(kind, v, level, beta, threshold, gain, real, driven, spikes, coefficie
 
 
 @device_function
-def x_rows(estimator, level, threshold, gain, x, w):  # pyright: ignore
-    """x, and w = dx/dlevel, from the driven level."""
+def x_row(estimator, level, threshold, gain, x):  # pyright: ignore
+    """x from the driven level."""
     if estimator.kind == SOFT:
         soft_row(level, threshold, estimator.shape, estimator.parameter, x)
+    else:
+        lowest, highest = level.dtype.type(estimator.floor), level.dtype.type(estimator.ceiling)
+        for f in range(x.size):
+            x[f] = min(highest, max(lowest, gain[f] * level[f]))
+
+
+@device_function
+def x_rows(estimator, level, threshold, gain, x, w):  # pyright: ignore
+    """x, and w = dx/dlevel, from the driven level."""
+    x_row(estimator, level, threshold, gain, x)
+    if estimator.kind == SOFT:
         slope_row(level, threshold, estimator.shape, estimator.parameter, w)
         normal = level.dtype.type(1 / estimator.area)
-        for f in range(x.size):
-            w[f] = w[f] * normal
+        for f in range(w.size):
+            w[f] *= normal
     else:
-        zero, lowest, highest = (
-            level.dtype.type(0),
-            level.dtype.type(estimator.floor),
-            level.dtype.type(estimator.ceiling),
-        )
-        for f in range(x.size):
+        zero = level.dtype.type(0)
+        lowest, highest = level.dtype.type(estimator.floor), level.dtype.type(estimator.ceiling)
+        for f in range(w.size):
             raw = gain[f] * level[f]
-            x[f] = min(highest, max(lowest, raw))
             w[f] = gain[f] if lowest <= raw <= highest else zero
 
 
 @device_function
-def add_sums(x, q, sum_x, sum_q, sum_qq, sum_xq):  # pyright: ignore
-    """Add a row to the sums; a loop each, which the compiler makes vectors of."""
+def add_sums(x, q, bits, sum_x, sum_q, sum_qq, sum_xq):  # pyright: ignore
+    """Add a row to the sums, a loop each, which the compiler makes vectors of; of ``bits`` Σq² is Σq."""
     for f in range(x.size):
         sum_x[f] += np.float64(x[f])
     for f in range(x.size):
         sum_q[f] += np.float64(q[f])
-    for f in range(x.size):
-        sum_qq[f] += np.float64(q[f]) * np.float64(q[f])
+    if bits:
+        for f in range(x.size):
+            sum_qq[f] = sum_q[f]
+    else:
+        for f in range(x.size):
+            sum_qq[f] += np.float64(q[f]) * np.float64(q[f])
     for f in range(x.size):
         sum_xq[f] += np.float64(x[f]) * np.float64(q[f])
 
@@ -211,11 +239,69 @@ def target_sums(estimator, layer, real, driven, spikes, grad, by_step, out):  # 
                     estimator.kind, v_t, level, beta, threshold, gain, real, driven, spikes, coefficients, t, b, lo, spare, q
                 )  # fmt: skip
                 x_rows(estimator, level, threshold, gain, x, w)
-                add_sums(x, q, out[0, group, lo:hi], out[1, group, lo:hi], out[2, group, lo:hi], out[3, group, lo:hi])
+                add_sums(
+                    x, q, False, out[0, group, lo:hi], out[1, group, lo:hi], out[2, group, lo:hi], out[3, group, lo:hi]
+                )
                 if grad.shape[0] > 0:
                     g = grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0, lo:hi]
                     add_gradient_sums(g, q, out[5, group, lo:hi], out[6, group, lo:hi])
         out[4, group, lo:hi] = float(count)
+
+
+@kernel
+def gradient_sums(estimator, layer, real, driven, spikes, grad, by_step, rows, out):  # pyright: ignore
+    """Fill out (groups, 2, 1 or T, F or, by step, tiles of neurons) with ΣG and ΣGq over groups of ``rows`` samples."""
+    v, plain, coefficients = real.steps[0], driven.steps[0], layer.coefficients
+    steps, batch, features = v.shape
+    second = coefficients.shape[0] > WITHOUT_SECOND
+    tiles = (features + TILE - 1) // TILE
+    for task in prange(out.shape[0] * tiles):
+        group, part = task // tiles, task % tiles
+        first, lo = group * rows, part * TILE
+        hi = min(lo + TILE, features)
+        q, buffer, spare = np.empty(hi - lo, v.dtype), np.empty(hi - lo, v.dtype), np.empty(hi - lo, v.dtype)
+        beta, threshold, gain = coefficients[BETA, lo:hi], coefficients[THRESHOLD, lo:hi], coefficients[GAIN, lo:hi]
+        total = np.zeros((2, hi - lo), np.float64)
+        for t in range(steps):
+            for b in range(first, min(first + rows, batch)):
+                if t >= layer.lengths[b]:
+                    continue
+                level = plain[t, b, lo:hi]
+                if second:
+                    level = level_row(driven, coefficients, t, b, lo, hi, buffer)
+                q_row(
+                    estimator.kind, v[t, b, lo:hi], level, beta, threshold, gain,
+                    real, driven, spikes, coefficients, t, b, lo, spare, q,
+                )  # fmt: skip
+                g = grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0, lo:hi]
+                add_gradient_sums(g, q, total[0], total[1])
+            if by_step:
+                out[group, 0, t, part], out[group, 1, t, part] = total[0].sum(), total[1].sum()
+                total[:] = 0
+        if not by_step:
+            out[group, :, 0, lo:hi] = total
+
+
+def output_sums(
+    grad: Array,
+    estimator: Estimator,
+    layer: Layer,
+    real: Course,
+    driven: Course,
+    spikes: Course,
+    by_step: bool,
+    rows: int,
+) -> Array:
+    """ΣG and ΣGq over the batch (and time): (2, 1, F), or with ``by_step`` (2, T, tiles of neurons).
+
+    Tasks take ``rows`` samples; their number must not depend on that of threads, or rounding does.
+    """
+    steps, batch, features = real.steps.shape[1:]
+    out = np.empty((-(-batch // rows), 2, steps if by_step else 1, -(-features // TILE) if by_step else features))
+    gradient_sums(
+        estimator, layer, real, driven, spikes, grad, by_step, rows, out, work=real.steps[0].size
+    )  # fmt: skip
+    return out.sum(0)
 
 
 @kernel
