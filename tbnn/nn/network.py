@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from tbnn.bits import unpack_bits
+from tbnn.bits import has_stray_bits, unpack_bits, words_for
+from tbnn.nn.fused import Known, fuses, weighted_spikes
 from tbnn.nn.recorded import Recorded
 from tbnn.nn.stateful import Stateful, guard, lengths_of
+from tbnn.ops.kernels import untraced
+from tbnn.ops.layer_lif import SHARES, share_of
 
 State = tuple[Any, ...]
 
@@ -24,13 +28,25 @@ class Network(Recorded, nn.Module):
     other module is called as ``y = layer(x)`` on (T, B, features...), torch's convolutions, pools and batch norms with time
     and batch folded into one axis. The state is a tuple with one entry a layer, None for those without.
 
+    On the CPU, each binary linear layer or convolution and the neurons right after it run as one function of packed bits
+    wherever bits enter it (:func:`tbnn.nn.fused.fuses`): the same numbers, without the current of the whole sequence.
+    ``memory`` says what these keep for backward:
+
+    ==========  =======================================================================================
+    "speed"     every membrane
+    "balanced"  those of a quarter of the steps
+    "minimal"   checkpoints only, about 1.5 bit a neuron and step; what is missing is computed a second time
+    a number    as many membranes as a batch may keep in so many bytes, all layers together
+    ==========  =======================================================================================
+
     Args:
         layers: modules, in order.
         input_shape: the features of one time step, (C, H, W) say; the input may then be flat or packed. Without it
             they are what is passed, and packed words need a first layer with ``in_features``.
+        memory: see above; it can be set later, and reaches the networks inside of this one unless it is "speed".
 
     Raises:
-        ValueError: no layers; an input of other features than ``input_shape``; packed words of another width; a state
+        ValueError: no layers; another ``memory``, or one that a batch does not fit into (it says which would do); an input of other features than ``input_shape``; packed words of another width; a state
             of another length; a mask of another shape, with gaps, or empty for a sequence.
         RuntimeError: in backward, for a state whose own graph is already used up; it names the state.
 
@@ -38,7 +54,9 @@ class Network(Recorded, nn.Module):
     >>> y, state = net(torch.ones(10, 3, 8))
     """
 
-    def __init__(self, layers: Iterable[nn.Module], input_shape: Iterable[int] | None = None) -> None:
+    def __init__(
+        self, layers: Iterable[nn.Module], input_shape: Iterable[int] | None = None, memory: str | int = "speed"
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         if not len(self.layers):
@@ -46,25 +64,75 @@ class Network(Recorded, nn.Module):
         self.input_shape = None if input_shape is None else tuple(input_shape)
         if self.input_shape is not None and (not self.input_shape or min(self.input_shape) < 1):
             raise ValueError(f"input_shape: expected sizes >= 1, got {self.input_shape}")
+        self._memory: str | int = "speed"
+        self._share = 1.0
+        self._inner = False  # whether a network around this one shares out the bytes
+        self._predicted: dict[Any, Any] = {}
+        if memory != "speed":
+            self.memory = memory
+
+    @property
+    def memory(self) -> str | int:
+        """What is kept for backward: "speed", "balanced", "minimal" or bytes."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: str | int) -> None:
+        if isinstance(memory, bool) or (memory < 1 if isinstance(memory, int) else memory not in SHARES):
+            raise ValueError(f"memory: expected {', '.join(map(repr, SHARES))} or bytes >= 1, got {memory!r}")
+        for network in self.modules():
+            if isinstance(network, Network):
+                network._memory, network._inner, network._predicted = memory, network is not self, {}
+                network._share = share_of(memory) if isinstance(memory, str) else 0.0
+                if "memory" in network.__dict__.get("made_with", ()):
+                    network.__dict__["made_with"]["memory"] = memory
+
+    @untraced
+    def _fit(self, x: Tensor) -> None:
+        """With bytes for memory: find the share of membranes that x (T, B, ...) may keep."""
+        from tbnn.nn.memory import Predicted
+
+        key = (x.shape[1:], x.dtype, self.training)
+        if key not in self._predicted:
+            self._predicted[key] = Predicted(self, x)
+        share = self._predicted[key].share_within(cast("int", self._memory), x.shape[0])
+        for network in self.modules():
+            if isinstance(network, Network):
+                network._share = share
 
     def forward(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
         """x: float (T, B, features...) of 0/1, or packed int32 words (T, B, ceil(features/32)); mask: (T, B) or None."""
         if mask is not None:
             lengths_of(mask, *x.shape[:2], at_start=state is None)
-        return self._run(self.unpacked(x), state, mask)
+        if isinstance(self._memory, int) and not self._inner and torch.is_grad_enabled():
+            self._fit(x)
+        return self._run(x, state, mask)
 
     def step(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
         """One step: x (B, features...) or packed words (B, ceil(features/32)), mask (B,) or None -> (y, state)."""
         mask = None if mask is None else mask.unsqueeze(0)
-        y, state = self._run(self.unpacked(x.unsqueeze(0)), state, mask, one_step=True)
+        y, state = self._run(x.unsqueeze(0), state, mask, one_step=True)
         return y.squeeze(0), state
 
     def _run(self, x: Tensor, state: State | None, mask: Tensor | None, one_step: bool = False) -> tuple[Tensor, State]:
         if state is not None and len(state) != len(self.layers):
             raise ValueError(f"state: expected one entry for each of {len(self.layers)} layers, got {len(state)}")
         before = state if state is not None else (None,) * len(self.layers)
-        after = []
-        for index, (layer, layer_state) in enumerate(zip(self.layers, before, strict=True)):
+        layers, after, known = list(self.layers), [], None
+        pairs = [not one_step and fuses(*pair) for pair in pairwise(layers)] + [False]
+        packed = self._packed_shape(x) if pairs[0] else None
+        x = self.unpacked(x) if packed is None else x
+        for index, (layer, layer_state) in enumerate(zip(layers, before, strict=True)):
+            if len(after) > index:  # neurons that ran with the weights before them
+                continue
+            weighted = weighted_spikes(layer, x, known, self._share, packed) if pairs[index] else None
+            if weighted is not None:
+                x, neuron_state = layers[index + 1](weighted, guard(before[index + 1], f"layers.{index + 1}"), mask)
+                after += [layer_state, neuron_state]
+                packed, known = None, None if weighted.emitted is None else Known(x, weighted.emitted)
+                continue
+            if packed is not None:
+                x, packed = self.unpacked(x), None
             if not isinstance(layer, Stateful):
                 x = call_stateless(layer, x, mask)
             elif one_step:
@@ -74,7 +142,16 @@ class Network(Recorded, nn.Module):
             else:
                 x, layer_state = layer(x, guard(layer_state, f"layers.{index}"), mask)
             after.append(layer_state)
+            known = known if known is not None and known.of(x) is not None else None
         return x, tuple(after)
+
+    def _packed_shape(self, x: Tensor) -> tuple[int, ...] | None:
+        """The features of a step of packed words that a fused first layer can take as they are; None for others."""
+        first: int | None = getattr(self.layers[0], "in_features", None)
+        shape = self.input_shape or (() if first is None else (first,))
+        if x.dtype != torch.int32 or x.ndim != 3 or not shape or x.shape[2] != words_for(math.prod(shape)):
+            return None
+        return None if has_stray_bits(x, math.prod(shape)) else shape
 
     def unpacked(self, x: Tensor) -> Tensor:
         """The input as the first layer takes it: packed words as 0/1 values, flat features in ``input_shape``."""
@@ -95,7 +172,8 @@ class Network(Recorded, nn.Module):
         return x.reshape(*x.shape[:2], *self.input_shape)
 
     def extra_repr(self) -> str:
-        return "" if self.input_shape is None else f"input_shape={self.input_shape}"
+        own = [] if self.input_shape is None else [f"input_shape={self.input_shape}"]
+        return ", ".join(own if self._memory == "speed" else [*own, f"memory={self._memory!r}"])
 
 
 def call_stateless(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tbnn.nn.activity import Homeostasis, TargetRate, Winners, distributed
 from tbnn.nn.recorded import Recorded
 from tbnn.nn.stateful import Stateful, guard, lengths_of
+from tbnn.ops.layer_lif import WeightedSpikes, layer_lif
 from tbnn.ops.lif import LifOutput, LifState, Second, SpikeGradient, check_rule, check_trace, lif
 from tbnn.ops.lif.cell import RESETS, Cell
 from tbnn.surrogate import Surrogate, atan
@@ -157,7 +158,7 @@ class Neuron(Recorded, Stateful, abstract=True):
 
     def _lif(
         self,
-        current: Tensor,
+        current: Tensor | WeightedSpikes,
         state: LifState | None,
         lengths: Tensor | None,
         gradient: SpikeGradient,
@@ -165,20 +166,19 @@ class Neuron(Recorded, Stateful, abstract=True):
     ) -> LifOutput:
         features = current.shape[2:]
         beta, second = self.coefficients()
-        return lif(
-            current,
-            beta,
-            self.effective_threshold(features),
-            state,
-            second=second,
-            reset=self.reset_mechanism,
-            refractory=self.refractory,
-            winners=None if self.winners is None else self.winners.of(features.numel()),
-            gradient=gradient,
-            affine=affine,
-            lengths=lengths,
-            joined=self.joined,
-        )
+        options: dict[str, Any] = {
+            "second": second,
+            "reset": self.reset_mechanism,
+            "refractory": self.refractory,
+            "winners": None if self.winners is None else self.winners.of(features.numel()),
+            "gradient": gradient,
+            "lengths": lengths,
+            "joined": self.joined,
+        }
+        threshold = self.effective_threshold(features)
+        if isinstance(current, WeightedSpikes):  # what a network fuses with the layer of weights before
+            return layer_lif(current, beta, threshold, state, **options)
+        return lif(current, beta, threshold, state, affine=affine, **options)
 
     @property
     def joined(self) -> bool:

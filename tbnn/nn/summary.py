@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from tbnn.nn.fused import sees_no_current
 from tbnn.nn.health import emitted_spikes
+from tbnn.nn.memory import Predicted
 from tbnn.nn.network import Network
 from tbnn.nn.neuron import Neuron
 from tbnn.nn.recurrent import Recurrent
@@ -37,7 +39,8 @@ class LayerSummary:
         effective: those left where the input and the weight are not 0; additions if the input is bits.
         bits_in: whether the input is bits, so that ``effective`` counts additions (ACs).
         activity: spikes per neuron and step; None if nothing spikes here.
-        saved: bytes that back-propagation through time keeps a step for each sample.
+        saved: bytes that back-propagation through time keeps a step for each sample; layers of weights that run as one
+            with the neurons after them count with these.
         packed: bytes of the layer once packed.
     """
 
@@ -58,11 +61,15 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What :func:`summary` returns: printed, a table; ``layers`` and ``total`` hold the numbers."""
+    """What :func:`summary` returns: printed, a table; ``layers`` and ``total`` hold the numbers.
+
+    ``memory`` predicts, for each mode of :class:`tbnn.nn.Network`, the bytes that a batch like this one keeps for backward.
+    """
 
     layers: tuple[LayerSummary, ...]
     steps: int
     batch: int
+    memory: dict[str, int]
 
     @property
     def total(self) -> LayerSummary:
@@ -94,13 +101,15 @@ class Summary:
         table.add_row(*_cells(self.total))
         text = io.StringIO()
         Console(file=text, width=180, color_system=None).print(table)
-        return text.getvalue().rstrip()
+        kept = ", ".join(f"{mode} {_bytes(count)}" for mode, count in self.memory.items())
+        return f"{text.getvalue().rstrip()}\nkept for BPTT by this batch, by memory mode: {kept}"
 
 
 def summary(network: Network, x: Tensor) -> Summary:
     """Run ``network`` on ``x``, as it takes it, and say what each layer holds and does.
 
-    Neither the network nor its running statistics change. Memory is measured: what autograd saves, parameters aside.
+    Neither the network nor its running statistics change. Memory is measured: what autograd saves, parameters aside; that
+    of other modes is predicted.
 
     Args:
         network: any :class:`tbnn.nn.Network`.
@@ -113,6 +122,7 @@ def summary(network: Network, x: Tensor) -> Summary:
     """
     steps, batch = x.shape[:2]
     own = copy.deepcopy(network)
+    memory = Predicted(own, x).modes(steps)
     saved = _saved_bytes(own, x)
     rows: list[LayerSummary] = []
     with torch.no_grad():
@@ -121,7 +131,7 @@ def summary(network: Network, x: Tensor) -> Summary:
             if isinstance(layer, Recurrent):
                 back = torch.cat([torch.zeros_like(out[: layer.delay]), out[: -layer.delay]])[:steps]
                 rows.append(_row(f"{name}.recurrent_layer", layer.recurrent_layer, back, out, 0.0))
-    return Summary(tuple(rows), steps, batch)
+    return Summary(tuple(rows), steps, batch, memory)
 
 
 def _traced(network: Network, x: Tensor) -> Iterator[tuple[str, nn.Module, Tensor, Tensor]]:
@@ -250,8 +260,9 @@ def _inside(network: Network) -> Iterator[list[str]]:
     """A stack whose top is the name of the leaf layer that runs."""
     now, hooks = ["network"], []
     for name, layer in _leaves(network):
-        hooks.append(layer.register_forward_pre_hook(lambda *_, name=name: now.append(name)))
-        hooks.append(layer.register_forward_hook(lambda *_: now.pop() and None))
+        enter = sees_no_current(lambda *_, name=name: now.append(name))
+        leave = sees_no_current(lambda *_: now.pop() and None)
+        hooks += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     try:
         yield now
     finally:

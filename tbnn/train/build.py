@@ -28,6 +28,12 @@ def build_network(model: ModelConfig, sensor: tuple[int, int, int], classes: int
 
     Raises ``ValueError`` for settings the layers refuse, and for a sensor too small for a convolutional net.
     """
+    network = _network(model, sensor, classes)
+    network.memory = model.memory
+    return network
+
+
+def _network(model: ModelConfig, sensor: tuple[int, int, int], classes: int) -> Network:
     channels, height, width = sensor
     if model.network == "dense":
         return _dense(model, channels * height * width, classes)

@@ -79,6 +79,7 @@ class ModelConfig:
         gradient, surrogate, target, emit, stats, per_channel, differentiate_stats, scale, floor: of the spikes, see ``tbnn.nn.Leaky``.
         surrogate_width: the surrogate's parameter (alpha, slope or width); its default if not given.
         dropout: share of the spikes dropped in training.
+        memory: what is kept for backward, see ``tbnn.nn.Network``: "speed", "balanced", "minimal" or bytes.
     """
 
     network: Literal["dense", "nmnist_conv", "dvsgesture_conv", "vgg11", "spiking_resnet"] = "dense"
@@ -117,6 +118,7 @@ class ModelConfig:
     scale: float = 1.0
     floor: float = -0.05
     dropout: float = 0.0
+    memory: Literal["speed", "balanced", "minimal"] | int = "speed"
 
     def __post_init__(self) -> None:
         if not self.hidden or any(n < 1 for n in self.hidden):
@@ -124,6 +126,8 @@ class ModelConfig:
                 f"model.hidden: expected at least one layer of at least one neuron, got {list(self.hidden)}"
             )
         _within("model.dropout", self.dropout, 0, 1)
+        if isinstance(self.memory, int):
+            _at_least("model.memory", self.memory, 1)
         if self.n_of_m is not None and self.sparsity:
             raise ValueError(
                 f"model.n_of_m: expected it or model.sparsity, got {list(self.n_of_m)} and {self.sparsity:g}"
@@ -153,6 +157,9 @@ class OptimConfig:
             for each spiking layer; 0 leaves rates alone. The logged train_loss includes it, the validation_loss is always
             the cross-entropy of the scores.
         rate_target: that rate, in spikes per neuron and step.
+        truncate: back-propagate through so many steps at a time: the states go on, their gradients do not, and each piece
+            has a loss of its own, weighted by its length. For loss "tet", or the "mean" of the readout, then of each piece.
+            All steps at once if not given.
         calibrate: firing rate at which every layer starts, on the first batch; 0 leaves the weights as drawn.
     """
 
@@ -168,6 +175,7 @@ class OptimConfig:
     tet_lambda: float = 0.05
     rate_weight: float = 0.0
     rate_target: float = 0.1
+    truncate: int | None = None
     calibrate: float = 0.1
 
     def __post_init__(self) -> None:
@@ -181,6 +189,13 @@ class OptimConfig:
         _within("optim.tet_lambda", self.tet_lambda, 0, 1)
         _at_least("optim.rate_weight", self.rate_weight, 0)
         _within("optim.rate_target", self.rate_target, 0, 1)
+        if self.truncate is not None:
+            _at_least("optim.truncate", self.truncate, 1)
+            if self.loss != "tet" and self.readout != "mean":
+                raise ValueError(
+                    f"optim.truncate: expected loss 'tet' or readout 'mean', which every piece of a sequence has, "
+                    f"got readout {self.readout!r}"
+                )
         if self.calibrate != 0 and not 0 < self.calibrate <= 0.5:
             raise ValueError(f"optim.calibrate: expected 0 or a rate in (0, 0.5], got {self.calibrate}")
 

@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, O
 from tbnn.data import AugmentedFrames, PackedFrames
 from tbnn.files import replacing
 from tbnn.losses import cross_entropy, logits, rate_target, temporal_efficient_training
-from tbnn.nn import Network, calibrate, health_warnings
+from tbnn.nn import Network, calibrate, detach, health_warnings
+from tbnn.nn.fused import sees_no_current
 from tbnn.nn.health import spiking_layers
 from tbnn.train.batches import EpochOrder, Waiting, evaluation_loader, packed_file, train_loader
 from tbnn.train.build import build_network
@@ -157,10 +158,8 @@ def _resume(folder: Path, network: Network, optimizer: Optimizer, schedule: LRSc
 def _spikes_of(network: nn.Module) -> Iterator[list[Tensor]]:
     """What each spiking layer emits inside the ``with`` block, with its graph."""
     spikes: list[Tensor] = []
-    hooks = [
-        layer.register_forward_hook(lambda _layer, _args, output: spikes.append(output[0]))
-        for layer in spiking_layers(network).values()
-    ]
+    keep = sees_no_current(lambda _layer, _args, output: spikes.append(output[0]))
+    hooks = [layer.register_forward_hook(keep) for layer in spiking_layers(network).values()]
     try:
         yield spikes
     finally:
@@ -170,8 +169,13 @@ def _spikes_of(network: nn.Module) -> Iterator[list[Tensor]]:
 
 def _objective(model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig) -> tuple[Tensor, Tensor]:
     """What training minimises, and the readout (T, B, C)."""
+    return _piece(model, x, labels, optim, None)[:2]
+
+
+def _piece(model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig, state: Any) -> tuple[Tensor, Tensor, Any]:
+    """The same of steps that go on from a state, and the state after them."""
     with _spikes_of(model) as spikes:
-        readout = model(x)[0]
+        readout, state = model(x) if state is None else model(x, state)
     if optim.loss == "tet":
         loss = temporal_efficient_training(readout, labels, optim.tet_lambda, label_smoothing=optim.label_smoothing)
     else:
@@ -179,7 +183,7 @@ def _objective(model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig) 
     if optim.rate_weight:
         for layer_spikes in spikes:
             loss = loss + optim.rate_weight * rate_target(layer_spikes, optim.rate_target)
-    return loss, readout
+    return loss, readout, state
 
 
 class _Trainer:
@@ -261,19 +265,25 @@ class _Trainer:
     def _batch(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[float, int, float]:
         """One step of the optimizer: loss, correct answers, norm of the gradient."""
         optim = self.config.optim
-        loss, readout = _objective(self.model, x, labels, optim)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise Diverged(
-                f"{self.folder}: the loss is {value} in epoch {epoch}; try a lower optim.learning_rate or optim.clip_norm"
-            )
+        pieces = x.split(optim.truncate or len(x))
         self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        value, readouts, state = 0.0, [], None
+        for piece in pieces:
+            loss, readout, state = _piece(self.model, piece, labels, optim, detach(state))
+            loss = loss * (len(piece) / len(x))
+            value += loss.item()
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"{self.folder}: the loss is {value} in epoch {epoch}; "
+                    "try a lower optim.learning_rate or optim.clip_norm"
+                )
+            self.accelerator.backward(loss)
+            readouts.append(readout.detach())
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.clip_norm or math.inf)
         self.optimizer.step()
         self.schedule.step()
         classes = labels if labels.ndim == 1 else labels.argmax(1)  # of a mixed sample: the larger share's
-        hits = int((logits(readout.detach(), self.readout).argmax(1) == classes).sum())
+        hits = int((logits(torch.cat(readouts), self.readout).argmax(1) == classes).sum())
         return value, hits, float(norm) if norm is not None else math.nan
 
     def _save(self, row: dict[str, float], best: bool) -> None:

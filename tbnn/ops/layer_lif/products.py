@@ -1,0 +1,163 @@
+"""Products of packed spikes with weights: forward by popcounts, backward with Ŵ in floating point."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tbnn.bits import pack_bits_numpy, unpack_bits, wide_words, words_for
+from tbnn.ops import spike_products
+from tbnn.ops.binary_conv import ConvProducts
+from tbnn.ops.binary_linear import WeightColumns, weight_columns
+from tbnn.ops.binary_linear.choice import binary_product_cpu
+from tbnn.ops.kernels import NUMPY_DTYPES, as_numpy
+from tbnn.ops.layer_lif.weighted import Convolution, Weights
+from tbnn.ops.packed_lif.cpu import Drive, drive_values
+
+Words = npt.NDArray[np.int32]
+Reals = npt.NDArray[Any]
+
+
+class Planes(NamedTuple):
+    """Whole numbers as bit planes: ``value = Σ_j factor_j·bit_j + constant``."""
+
+    words: Words
+    """(P, N, words)"""
+    factors: tuple[int, ...]
+    constant: int
+
+
+class _Block(NamedTuple):
+    """Inputs that share a scale: where their words lie, their planes and what makes a current of the sums."""
+
+    part: slice
+    planes: list[tuple[npt.NDArray[np.uint64], WeightColumns, int]]
+    constant: int
+    scale: Reals
+    offset: Reals
+
+
+def planes_of(values: Tensor) -> Planes:
+    """The bit planes of values (N, n) in [−255, 255]: those of value + max |value|, but for planes of zeros."""
+    highest = int(values.abs().max())
+    if highest == 1 and bool((values != 0).all()):
+        return Planes(pack_bits_numpy(as_numpy(values) > 0)[None], (2,), -1)
+    shifted = as_numpy(values).astype(np.int16) + highest
+    every = [shifted >> j & 1 for j in range((2 * highest).bit_length())]
+    used = [j for j, plane in enumerate(every) if plane.any()]
+    if not used:  # weights that are all 0
+        every, used = [shifted], [0]
+    return Planes(np.stack([pack_bits_numpy(every[j]) for j in used]), tuple(1 << j for j in used), -highest)
+
+
+class Products:
+    """A layer's weights, packed once a call, and the currents that packed spikes make with them."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.dtype: Any = NUMPY_DTYPES[weights.weight.dtype]
+        self.nothing: Any = np.empty(0, self.dtype)
+        self.no_values: Any = np.empty((0, 0, 0), self.dtype)
+        self.bias: Any = self.nothing if weights.bias is None else as_numpy(weights.bias)
+        values, scale, offset = weights.values.flatten(1), as_numpy(weights.scale), as_numpy(weights.offset)
+        row = values.shape[1]
+        self.conv, self.blocks = None, []
+        if weights.convolution is not None:
+            shape, windows, groups, _ = weights.convolution
+            self.conv = ConvProducts(shape, windows, groups, *planes_of(values))
+            self.scale: Any = scale[:, 0].copy()
+            self.offset: Any = self.nothing if offset is None else offset[:, 0].copy()
+            return
+        block = weights.block or row
+        for k, lo in enumerate(range(0, row, block)):
+            hi = min(lo + block, row)
+            planes, factors, constant = planes_of(values[:, lo:hi])
+            wide = [wide_words(plane) for plane in planes]
+            own = scale[:, k].copy(), self.nothing if offset is None else offset[:, k].copy()
+            each = [(w, weight_columns(w), factor) for w, factor in zip(wide, factors, strict=True)]
+            self.blocks.append(_Block(slice(words_for(lo), words_for(hi)), each, constant, *own))
+
+    def current(self, words: Words, out: Reals) -> None:
+        """Fill out (t, B, F) with the currents of packed spikes (t, B, words), as the layer of weights computes them."""
+        if self.conv is not None:
+            self._slide(words, out)
+            return
+        flat, added = words.reshape(-1, words.shape[-1]), self.no_values
+        for k, block in enumerate(self.blocks):
+            product, ones = _multiply(np.ascontiguousarray(flat[:, block.part]), block)
+            alone = len(self.blocks) == 1
+            drive = Drive(
+                product.reshape(out.shape), ones.reshape(*out.shape[:2], 1), block.scale, block.offset,
+                self.bias if alone else self.nothing, added,
+            )  # fmt: skip
+            drive_values(drive, out, work=out.size)
+            if k + 1 < len(self.blocks):
+                added = out.copy()
+        if len(self.blocks) > 1 and self.bias.size:
+            out += self.bias
+
+    def _slide(self, words: Words, out: Reals) -> None:
+        """The same of a convolution."""
+        conv, steps = self.conv, out.shape[:2]
+        if conv is None:
+            return
+        frames = words.reshape(-1, words.shape[-1])
+        product = np.empty((len(frames), out.shape[2] // conv.pixels, conv.pixels), np.int32)
+        totals = np.empty((len(frames), conv.groups, conv.pixels), np.int32)
+        conv.fill(frames, product, totals)
+        shaped = product.reshape(out.shape), totals.reshape(*steps, -1)
+        drive = Drive(*shaped, self.scale, self.offset, self.bias, self.no_values)
+        drive_values(drive, out, work=out.size)
+
+
+def _multiply(spikes: Words, block: _Block) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Spikes (M, words) times the values of a block, (M, N), and the number of spikes of each row."""
+    wide = wide_words(spikes)
+    ones = np.bitwise_count(wide).sum(-1, dtype=np.int32)
+    shift, nothing = np.int32(block.constant) * ones, np.zeros_like(ones)
+    product = np.empty((len(spikes), len(block.planes[0][0])), np.int32)
+    for j, (rows, columns, factor) in enumerate(block.planes):
+        binary_product_cpu(wide, rows, columns, ones, factor, nothing if j else shift, j > 0, product)
+    return product, ones
+
+
+def input_gradient(dcurrent: Tensor, weight: Tensor, conv: Convolution | None, out: Tensor) -> None:
+    """Fill out (M, inputs...) with the gradient of M steps' spikes: dcurrent (M, F) through Ŵ."""
+    if conv is None:
+        torch.matmul(dcurrent, weight, out=out.view(len(out), -1))
+        return
+    padded = torch.empty((), dtype=out.dtype).expand(len(out), *_padded_shape(conv))
+    dx = _convolution_gradients(dcurrent, padded, weight, conv, (True, False))[0]
+    (top, _), (left, _) = conv.margins
+    out.view(len(out), *conv.shape).copy_(dx[:, :, top : top + conv.shape[1], left : left + conv.shape[2]])
+
+
+def weight_gradient(dcurrent: Tensor, words: Tensor, n: int, conv: Convolution | None, weight: Tensor) -> Tensor:
+    """The gradient of Ŵ, of its shape, from dcurrent (M, F) and the packed spikes (M, words) of n inputs."""
+    if conv is None and dcurrent.dtype == torch.float32:
+        return spike_products.weight_gradient(dcurrent.contiguous(), words, n)
+    x = unpack_bits(words, n, dtype=dcurrent.dtype)
+    if conv is None:
+        return dcurrent.T @ x
+    margins = [side for margin in reversed(conv.margins) for side in margin]
+    frames = F.pad(x.reshape(-1, *conv.shape), margins)
+    return _convolution_gradients(dcurrent, frames, weight, conv, (False, True))[1]
+
+
+def _padded_shape(conv: Convolution) -> tuple[int, int, int]:
+    channels, height, width = conv.shape
+    (top, bottom), (left, right) = conv.margins
+    return channels, height + top + bottom, width + left + right
+
+
+def _convolution_gradients(
+    dcurrent: Tensor, frames: Tensor, weight: Tensor, conv: Convolution, needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    windows = conv.windows
+    dy = dcurrent.reshape(len(dcurrent), -1, *windows.counts)
+    dx, dweight, _ = torch.ops.aten.convolution_backward(
+        dy, frames, weight, None, windows.stride, (0, 0), windows.dilation, False, (0, 0), conv.groups, [*needs, False]
+    )
+    return dx, dweight
