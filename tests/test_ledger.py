@@ -122,6 +122,23 @@ def test_simulation_figures(path: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("path", sorted(SPEED_RESULTS.glob("training.cpu.*.json")), ids=lambda p: p.stem)
+def test_training_figures(path: Path) -> None:
+    results, ledger = json.loads(path.read_text()), TEXTS["experiments/README.md"]
+    parts, threads = results["parts"], results["threads"]
+    cells = [f"| {r['shape']} | {r['ours']} | {r['theirs']} | {r['ratio']:.2f} |" for r in results["rows"]]
+    cells += [f"| {c['what']} | {c['value']:.3g} | {c['aim']} |" for p in parts.values() for c in p.get("claims", ())]
+    cells += [f"| {s['shape']} | {s['tbnn']:.0f} | {s['snntorch']:.0f} |" for s in parts["E2E"]["samples_per_s"]]
+    cells += [
+        f"| {sweep['side']}, {threads} | {p['steps']:,} | {p['saved_bits']:.2f} | {p['grown_bits']:.2f} | "
+        f"{p['peak_bytes'] / 2**20:.1f} |"
+        for sweep in parts["MEM"]["sweeps"]
+        for p in sweep["points"]
+    ]
+    missing = [cell for cell in cells if cell not in ledger]
+    assert missing == []
+
+
 # The columns of the ledger's two tables of products: ours and theirs.
 BY_DENSITY = (("event-driven", "dense packed"), ("the chosen one", "torch fp32 matmul"))
 BY_LISTS = tuple(

@@ -1,31 +1,18 @@
 """The benchmark of the packed simulator runs, in tiny, and what it computes from times is right."""
 
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-SPEED = Path(__file__).parents[1] / "experiments" / "speed"
+pytest_plugins = ["tests.speed_modules"]
 PARTS = ("MEMORY", "STEP", "BIN", "CONV", "ON", "DENS", "REC")
 
 
-@pytest.fixture
-def speed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``speed("timing")``: a module of experiments/speed."""
-    monkeypatch.syspath_prepend(SPEED)
-
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return module
-
-
 def test_the_whole_suite_in_tiny(speed: Any, tmp_path: Path) -> None:
-    simulation, settings = speed("simulation"), speed("suite").Settings(threads=1, tiny=True)
+    simulation, settings = speed("simulation").SUITE, speed("suite").Settings(threads=1, tiny=True)
     path = simulation.measure(settings, None, tmp_path)
     found = json.loads(path.read_text())
     assert path.name == "simulation.cpu.1.json"
@@ -54,7 +41,7 @@ def test_the_whole_suite_in_tiny(speed: Any, tmp_path: Path) -> None:
 
 def test_an_unknown_part_is_named(speed: Any, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"MEMORY, STEP.*got BON"):
-        speed("simulation").measure(speed("suite").Settings(threads=1), ["BON"], tmp_path)
+        speed("simulation").SUITE.measure(speed("suite").Settings(threads=1), ["BON"], tmp_path)
 
 
 @pytest.mark.parametrize("weight_density", [1.0, 0.2])

@@ -137,6 +137,15 @@ def ceiling(threads: int, bit_macs: int) -> Iterator[Ceiling]:
         yield Ceiling(together if threads > 1 else lambda: _count_and_add(1, turns), longer)
 
 
+@contextmanager
+def moving(threads: int, amount: int) -> Iterator[Callable[[], object]]:
+    """A side that moves so many bytes, two read for each one written, on so many threads: the triad."""
+    values = -(-amount // (24 * threads))
+    floats = [[np.ones(values) for _ in range(3)] for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        yield lambda: list(pool.map(lambda i: _triad(*floats[i]), range(threads)))
+
+
 def measure_ceilings(threads: int, tiny: bool) -> dict[str, float]:
     """The highest rates of several runs, all threads together: bit-MACs a second, and bytes a second from memory."""
     turns, values = (1 << 12, 1 << 16) if tiny else (1 << 22, 1 << 25)

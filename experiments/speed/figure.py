@@ -1,6 +1,6 @@
 """The benchmark of the packed simulator in one figure: roofline, ratios, densities, growth."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ def draw(results: Iterable[Results], path: Path) -> None:
     if not each:
         raise SystemExit(f"{path.parent}: expected results simulation.cpu.*.json, got none")
     first = each[0]
-    bars = max(len(_ratios(r)) for r in each)
+    bars = max(len(ratios(r, RATIO_PARTS)) for r in each)
     figure, axes = plt.subplots(2, 2, figsize=(17, max(12.0, 0.24 * bars + 7)), height_ratios=(1.5, 1))
     roofline(axes[0, 0], first)
-    ratio_bars(axes[0, 1], each)
+    ratio_bars(axes[0, 1], each, RATIO_PARTS)
+    axes[0, 1].set_title("(b) Times as fast; lines: spread of the rounds; ticks: aims")
+    axes[0, 1].set_xlabel("time of the other side / time of the packed simulation")
     densities(axes[1, 0], first)
     growth(axes[1, 1], first)
     date = max(r["date"] for r in each)
@@ -40,22 +42,22 @@ def draw(results: Iterable[Results], path: Path) -> None:
     plt.close(figure)
 
 
-def _empty(axes: Axes, part: str) -> None:
+def empty(axes: Axes, part: str) -> None:
     axes.text(0.5, 0.5, f"{part} was not measured", ha="center", va="center", transform=axes.transAxes, color=GREY)
 
 
-def _threads(result: Results) -> str:
+def threads_of(result: Results) -> str:
     return "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
 
 
 def roofline(axes: Axes, result: Results) -> None:
     """Bit-MACs a second against bit-MACs for each bit of memory, under the two ceilings."""
-    axes.set_title(f"(a) Products under the core's ceilings, {_threads(result)}")
+    axes.set_title(f"(a) Products under the core's ceilings, {threads_of(result)}")
     axes.set_xlabel("intensity: bit-MACs for each bit read or written")
     axes.set_ylabel("bit-MACs a second")
     ceilings = result["parts"].get("BIN", {}).get("ceilings")
     if ceilings is None:
-        _empty(axes, "BIN")
+        empty(axes, "BIN")
         return
     points = [p for part in result["parts"].values() for p in part["points"]]
     x = np.geomspace(min(0.5, *(p["intensity"] / 3 for p in points)), 4 * max(p["intensity"] for p in points), 50)
@@ -92,30 +94,29 @@ def _name_groups(axes: Axes, points: list[dict[str, Any]]) -> None:
         )
 
 
-def _ratios(result: Results) -> list[dict[str, Any]]:
-    """The rows of the bars, in the order of RATIO_PARTS."""
-    return [row for part in RATIO_PARTS for row in result["rows"] if row["part"] == part]
+def ratios(result: Results, parts: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows of the bars, in the order of the parts."""
+    return [row for part in parts for row in result["rows"] if row["part"] == part]
 
 
-def ratio_bars(axes: Axes, each: list[Results]) -> None:
+def ratio_bars(axes: Axes, each: list[Results], parts: Sequence[str]) -> None:
     """How many times as fast as the other side, its spread over the rounds, and the aim as a tick."""
-    axes.set_title("(b) Times as fast; lines: spread of the rounds; ticks: aims")
     names: dict[str, None] = {}
     for result in each:
-        for row in _ratios(result):
+        for row in ratios(result, parts):
             names[_bar_name(row)] = None
     if not names:
-        _empty(axes, ", ".join(RATIO_PARTS))
+        empty(axes, ", ".join(parts))
         return
     places = {name: -i for i, name in enumerate(names)}
     height = 0.8 / len(each)
     for i, result in enumerate(each):
-        rows, shift = _ratios(result), 0.4 - height * (i + 0.5)
+        rows, shift = ratios(result, parts), 0.4 - height * (i + 0.5)
         y = np.array([places[_bar_name(row)] for row in rows]) + shift
         ratio = np.array([row["ratio"] for row in rows])
         error = np.array([[r["ratio"] - r["ratio_min"], r["ratio_max"] - r["ratio"]] for r in rows]).reshape(-1, 2).T
         color = (SKY, ORANGE, GREEN, PURPLE)[i % 4]
-        axes.barh(y, ratio, height, color=color, label=_threads(result))
+        axes.barh(y, ratio, height, color=color, label=threads_of(result))
         axes.errorbar(ratio, y, xerr=error, fmt="none", ecolor="black", elinewidth=1)
         for row, at in zip(rows, y, strict=True):
             beyond = max(row["ratio_max"], row.get("aim", 0))
@@ -128,7 +129,6 @@ def ratio_bars(axes: Axes, each: list[Results]) -> None:
     axes.set_xlim(low, high * 1.6)
     axes.set_yticks(list(places.values()), list(places), fontsize=8)
     axes.set_ylim(-len(names) + 0.4, 0.6)
-    axes.set_xlabel("time of the other side / time of the packed simulation")
     axes.grid(axis="x", alpha=0.3, which="both")
     axes.legend(fontsize=9, loc="lower right")
 
@@ -144,10 +144,10 @@ def densities(axes: Axes, result: Results) -> None:
     rows = [row for row in result["rows"] if row["part"] == "DENS" and row.get("weight_density") == 1]
     if not rows:
         axes.set_title("(c) Densities")
-        _empty(axes, "DENS")
+        empty(axes, "DENS")
         return
     name = rows[0]["shape"].split(", ")[0]
-    axes.set_title(f"(c) One product at every density, {name}, {_threads(result)}")
+    axes.set_title(f"(c) One product at every density, {name}, {threads_of(result)}")
     sides: dict[str, dict[float, float]] = {}
     for row in rows:
         if row["shape"].startswith(name):
@@ -163,15 +163,20 @@ def densities(axes: Axes, result: Results) -> None:
 
 def growth(axes: Axes, result: Results) -> None:
     """Time a step of sparse recurrent networks against what grows, and the fitted exponents."""
-    axes.set_title(f"(d) Growth of sparse recurrent networks, {_threads(result)}")
-    axes.set_xlabel("times the smallest")
+    axes.set_title(f"(d) Growth of sparse recurrent networks, {threads_of(result)}")
     axes.set_ylabel("milliseconds a step")
-    sweeps = result["parts"].get("REC", {}).get("sweeps")
+    sweeps = result["parts"].get("REC", {}).get("sweeps", [])
+    growth_lines(axes, [{**sweep, "seconds": sweep["seconds_per_step"]} for sweep in sweeps], "REC")
+
+
+def growth_lines(axes: Axes, sweeps: list[dict[str, Any]], part: str) -> None:
+    """Milliseconds against what grows, as times the smallest, and the fitted exponents."""
+    axes.set_xlabel("times the smallest")
     if not sweeps:
-        _empty(axes, "REC")
+        empty(axes, part)
         return
     for sweep, (color, marker, style) in zip(sweeps, LINES, strict=False):
-        x, y = np.array(sweep["values"], float), 1e3 * np.array(sweep["seconds_per_step"])
+        x, y = np.array(sweep["values"], float), 1e3 * np.array(sweep["seconds"])
         label = f"{sweep['grows']}: {x[0]:.3g} to {x[-1]:.3g}, time ~ {sweep['grows']}^{sweep['exponent']:.2f}"
         axes.plot(x / x[0], y, color=color, marker=marker, ls=style, label=label)
     axes.set(xscale="log", yscale="log")

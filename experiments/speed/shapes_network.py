@@ -1,5 +1,6 @@
 """CONV, STEP and MEMORY: a convolutional network, one step at a time with batch 1, and the bytes of the weights."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -7,9 +8,10 @@ import torch
 from shapes_on import LARGE, NEURONS, random_network
 from suite import BETA, Part, Settings
 from timing import row
+from torch import nn
 
 from tbnn import pack_bits
-from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent, calibrate
+from tbnn.nn import BinaryConv2d, BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent, calibrate
 from tbnn.nn.zoo import dvsgesture_conv
 from tbnn.sim import PackedNetwork, check_parity, pack
 
@@ -36,13 +38,33 @@ def measure_conv(settings: Settings) -> Part:
     calibrate(network, x[:, :4])
     network.eval()
     shape = f"CONV 2x{side}x{side} T={steps} B={batch}, {settings.label}"
-    packed, words = checked(network, x[:5, :2], shape), pack_bits(x.flatten(2))
+    packed, words, floats = checked(network, x[:5, :2], shape), pack_bits(x.flatten(2)), in_floats(network)
     sides: dict[str, Callable[[], Any]] = {
         "packed": lambda: packed.simulate(words),
-        "the model, fp32": lambda: network(x),
+        "torch, fp32": lambda: floats(x),
+        "the model": lambda: network(x),
     }
     times = settings.times(sides, rounds=3, repeats=1)
-    return Part([{"shape": shape, **row(times, "packed", "the model, fp32", CONV_AIM)}])
+    found = [row(times, "packed", "torch, fp32", CONV_AIM), row(times, "packed", "the model")]
+    return Part([{"shape": shape, **each} for each in found])
+
+
+def in_floats(network: Network) -> Network:
+    """The same network with torch's own layers, which hold the quantised weights in float32."""
+    floats = copy.deepcopy(network)
+    for i, layer in enumerate(floats.layers):
+        if isinstance(layer, BinaryConv2d):
+            sizes = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+            plain = nn.Conv2d(*sizes, layer.dilation, layer.groups, bias=layer.bias is not None)  # pyright: ignore
+        elif isinstance(layer, BinaryLinear):
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        else:
+            continue
+        plain.weight.copy_(layer.quantized_weight())
+        if plain.bias is not None:
+            plain.bias.copy_(layer.bias)
+        floats.layers[i] = plain
+    return floats
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tbnn.files import replacing
 RESULTS = Path(__file__).parent / "results"
 
 
-def alternate(sides: dict[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, list[float]]:
+def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, list[float]]:
     """Time the sides in turn, A B C A B C …: each turn one run to warm up, then the median of ``repeats``; seconds.
 
     A turn of several runs, because what one side leaves behind (caches, the allocator) slows the other's next run.
