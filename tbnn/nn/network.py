@@ -35,7 +35,7 @@ class Network(Recorded, nn.Module):
     ==========  =======================================================================================
     "speed"     every membrane
     "balanced"  those of a quarter of the steps
-    "minimal"   checkpoints only, about 1.5 bit a neuron and step; what is missing is computed a second time
+    "minimal"   bits and checkpoints only: in long sequences about 1.5 bit a neuron and step; the rest is computed anew
     a number    as many membranes as a batch may keep in so many bytes, all layers together
     ==========  =======================================================================================
 

@@ -1,6 +1,7 @@
 """Trained networks as packed bits: pack, save, load, simulate, and check against the model they came from."""
 
 from tbnn.sim.counts import Counts, LayerCounts
+from tbnn.sim.gpu.device import DeviceMemoryError
 from tbnn.sim.layers import PackedConv, PackedIntegrator, PackedLeaky, PackedLinear, PackedPool
 from tbnn.sim.network import PackedNetwork, SimulationResult
 from tbnn.sim.pack import pack, unpack
@@ -10,6 +11,7 @@ from tbnn.sim.stream import Pushed, Stream
 
 __all__ = [
     "Counts",
+    "DeviceMemoryError",
     "LayerCounts",
     "LayerParity",
     "NeuronState",

@@ -16,7 +16,8 @@ from tbnn.ops.layer_lif.plan import Plan, plan_of
 from tbnn.ops.layer_lif.products import Products
 from tbnn.ops.layer_lif.weighted import Convolution, WeightedSpikes
 from tbnn.ops.lif import cpu
-from tbnn.ops.lif.cell import Cell, Rule, effective, spikes_of, trace_gain
+from tbnn.ops.lif.cell import Cell, Rule, trace_gain
+from tbnn.ops.lif.fused import spikes_before, stacked
 from tbnn.ops.lif.gradient import SpikeGradient
 from tbnn.ops.lif.reference import LifResult, Statistics
 from tbnn.ops.lif.state import LifState
@@ -54,7 +55,7 @@ def layer_lif_fused(
     learn[: len(coefficients)] = [c.requires_grad for c in coefficients]
     if gradient.uses_trace:  # the trace knows spikes through its gain alone
         learn[[cpu.THRESHOLD, cpu.FROM_SPIKE]] = False
-    spikes, second = _before(state, cell), cell.second is not None
+    spikes, second = spikes_before(state, cell), cell.second is not None
     lengths = np.full(batch, steps) if statistics.alive is None else as_numpy(statistics.alive.sum(0).to(torch.int64))
     settings = Settings(
         rule, gradient, lengths, learn, spikes is None, statistics.joined, statistics.channels
@@ -62,8 +63,8 @@ def layer_lif_fused(
     rows, weights = torch.stack(coefficients), weighted.weights
     features = rows.shape[1]
     passage = Passage(Products(weights), weighted.words, rows, (batch, features), settings)
-    start = _stacked(state.v, state.w)
-    trace_start = None if state.trace is None else _stacked(state.trace, state.w_trace)
+    start = stacked(state.v, state.w)
+    trace_start = None if state.trace is None else stacked(state.trace, state.w_trace)
     if trace_start is not None:
         start = start.detach()
     differentiable = [weighted.values, weights.weight, weights.bias, rows, start, trace_start]
@@ -79,19 +80,6 @@ def layer_lif_fused(
     if trace_last is not None:
         trace, w_trace = trace_last.unbind(0) if second else (trace_last.squeeze(0), None)
     return LifResult(out, LifState(v, trace, w, w_trace, last_spikes if rule.gated else None, waiting), None)
-
-
-def _before(state: LifState, cell: Cell) -> Tensor | None:
-    """The spikes before the first step: those of the state, or those that its level tells; None for plain neurons."""
-    if state.spikes is not None or cell.second is None:
-        return state.spikes
-    constants, (v, _, w, *_) = cell.detach(), state.detach()
-    return spikes_of(effective(v, w, constants), constants.threshold, None, None)
-
-
-def _stacked(v: Tensor, w: Tensor | None) -> Tensor:
-    """States (B, F) as the start of a course, (1 or 2, 1, B, F)."""
-    return (v.unsqueeze(0) if w is None else torch.stack([v, w])).unsqueeze(1)
 
 
 def _start(task: _Task, start: Tensor, trace_start: Tensor | None) -> Carried:

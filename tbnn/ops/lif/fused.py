@@ -83,13 +83,13 @@ def lif_fused(
         t is not None and t.requires_grad for t in (current, *coefficients, *state)
     )
     settings = _Settings(
-        rule, gradient, statistics, affine, _lengths(statistics, current), learn, _before(state, cell), state.waiting,
+        rule, gradient, statistics, affine, _lengths(statistics, current), learn, spikes_before(state, cell), state.waiting,
         differentiates,
     )  # fmt: skip
-    start = _stacked(state.v, state.w)
+    start = stacked(state.v, state.w)
     if gradient.uses_trace:
         start = start.detach()
-    trace_start = None if state.trace is None else _stacked(state.trace, state.w_trace)
+    trace_start = None if state.trace is None else stacked(state.trace, state.w_trace)
     out, last, trace_last, spikes, waiting, moments = _Lif.apply(
         current, torch.stack(coefficients), start, trace_start, settings
     )
@@ -107,7 +107,7 @@ def _lengths(statistics: Statistics, current: Tensor) -> cpu.Array:
     return as_numpy(statistics.alive.sum(0).to(torch.int64))
 
 
-def _before(state: LifState, cell: Cell) -> Tensor | None:
+def spikes_before(state: LifState, cell: Cell) -> Tensor | None:
     """The spikes before the first step: those of the state, or those that its level tells; None for plain neurons."""
     if state.spikes is not None or cell.second is None:
         return state.spikes
@@ -115,7 +115,7 @@ def _before(state: LifState, cell: Cell) -> Tensor | None:
     return spikes_of(effective(v, w, constants), constants.threshold, None, None)
 
 
-def _stacked(v: Tensor, w: Tensor | None) -> Tensor:
+def stacked(v: Tensor, w: Tensor | None) -> Tensor:
     """States (B, F) as the start of a course, (1 or 2, 1, B, F)."""
     return (v.unsqueeze(0) if w is None else torch.stack([v, w])).unsqueeze(1)
 

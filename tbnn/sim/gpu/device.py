@@ -10,7 +10,7 @@ TRIED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB|TiB)")
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
-class DeviceMemoryError(RuntimeError):
+class DeviceMemoryError(MemoryError):
     """A layer found no room on the device. What had been carried so far is as it was before the chunk of time.
 
     Attributes:
