@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from tbnn.nn.health import firing_rate
 from tbnn.nn.leaky import LeakyIntegrator
-from tbnn.nn.network import Network, call_stateless
+from tbnn.nn.network import Network
 from tbnn.nn.neuron import Neuron
 from tbnn.nn.recurrent import Recurrent
-from tbnn.nn.stateful import Stateful
+from tbnn.nn.stateful import Stateful, call_stateless
 
 logger = logging.getLogger("tbnn")
 

@@ -1,36 +1,63 @@
 """Which layers of weights a network runs as one with the neurons after them, and what it hands them."""
 
-import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tbnn.bits import unpack_bits
 from tbnn.nn.conv import BinaryConv2d
 from tbnn.nn.linear import BinaryLinear
 from tbnn.nn.neuron import Neuron
-from tbnn.ops.layer_lif import Convolution, Memory, WeightedSpikes, Weights, packed_spikes
+from tbnn.nn.norm import TemporalBatchNorm
+from tbnn.nn.stateful import call_stateless
+from tbnn.nn.wire import Wire
+from tbnn.ops.layer_lif import Convolution, Memory, Norm, WeightedSpikes, Weights, packed_spikes
 from tbnn.ops.patches.reference import windows_over
 
+NORMS = (TemporalBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 EXACT = 1 << 24  # whole numbers up to here are exact in float32
 WORD = 32
 
 
-def fuses(layer: nn.Module, neuron: nn.Module) -> bool:
-    """Whether a layer of weights runs as one with the neurons after it, if its input is bits on the CPU.
+class Group(NamedTuple):
+    """Layers that run as one function of packed bits."""
 
-    The layer is a :class:`BinaryLinear` or a :class:`BinaryConv2d` of few bits, whose blocks are rows or, of a linear
-    layer, whole words; the neuron one of the library's that emits bits. A hook on either wants to see the current between
-    them, which then is worked out, unless it is marked by :func:`sees_no_current`.
+    weights: BinaryLinear | BinaryConv2d
+    norm: nn.Module | None
+    neuron: Neuron
+
+    @property
+    def size(self) -> int:
+        """How many layers these are."""
+        return 2 if self.norm is None else 3
+
+
+def group_at(layers: Sequence[nn.Module], index: int) -> Group | None:
+    """The layers from ``index`` on that run as one, if bits on the CPU enter them; None: the layer runs alone.
+
+    Weights are a :class:`BinaryLinear` or a :class:`BinaryConv2d` of few bits, whose blocks are rows or, of a linear
+    layer, whole words; a batch norm may follow; then comes one of the library's neurons that emits bits. A hook on one of
+    them wants to see what stands between them, which then is worked out, unless it is marked by :func:`sees_no_current`.
     """
-    if type(layer) not in (BinaryLinear, BinaryConv2d) or not isinstance(neuron, Neuron):
+    weights = layers[index]
+    if type(weights) not in (BinaryLinear, BinaryConv2d) or not _knows_bits(weights):
+        return None
+    norm = layers[index + 1] if index + 1 < len(layers) and isinstance(layers[index + 1], NORMS) else None
+    last = index + (1 if norm is None else 2)
+    if last >= len(layers) or not _runs_on_bits(layers[last]) or (norm is not None and not _fuses_norm(weights, norm)):
+        return None
+    own: Any = (weights, norm, layers[last])
+    return None if any(part is not None and _watched(part) for part in own) else Group(*own)
+
+
+def _runs_on_bits(neuron: nn.Module) -> bool:
+    if not isinstance(neuron, Neuron) or neuron.spike_gradient.emit != "bits":
         return False
-    if type(neuron)._lif is not Neuron._lif or type(neuron).run is not Neuron.run:
-        return False
-    if neuron.spike_gradient.emit != "bits" or _watched(layer) or _watched(neuron):
-        return False
+    return type(neuron)._lif is Neuron._lif and type(neuron).run is Neuron.run
+
+
+def _knows_bits(layer: nn.Module) -> bool:
     weight: Any = layer.weight
     bits: float | None = layer.bits  # pyright: ignore[reportAssignmentType]
     row = weight[0].numel()
@@ -40,69 +67,95 @@ def fuses(layer: nn.Module, neuron: nn.Module) -> bool:
     return block is None or block >= row or (isinstance(layer, BinaryLinear) and block % WORD == 0)
 
 
-def sees_no_current(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a forward hook that does not look at the current which enters a neuron: it leaves layers fused."""
-    hook.sees_no_current = True  # pyright: ignore[reportFunctionMemberAccess]
+def _fuses_norm(weights: nn.Module, norm: nn.Module) -> bool:
+    """Whether a norm's statistics are those of this process and it has a place for them."""
+    return False  # STANDIN
+    outputs: int = weights.weight.shape[0]  # pyright: ignore[reportAssignmentType, reportArgumentType]
+    if isinstance(norm, TemporalBatchNorm):
+        return norm.features == outputs and not (norm.training and norm.shared)
+    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+        return False
+    linear = isinstance(weights, BinaryLinear)
+    known: Any = norm
+    fits = known.num_features == outputs and linear == isinstance(norm, nn.BatchNorm1d)
+    return fits and known.weight is not None and known.running_mean is not None
+
+
+def sees_no_current(hook: Callable[..., Any], *, nor_spikes: bool = False) -> Callable[..., Any]:
+    """Mark a forward hook that does not look at the current which enters a neuron: it leaves layers fused.
+
+    ``nor_spikes``: nor does it look at what leaves, which then may stay packed.
+    """
+    hook.sees_no_current, hook.sees_no_spikes = True, nor_spikes  # pyright: ignore[reportFunctionMemberAccess]
     return hook
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
 
 
 def _watched(module: nn.Module) -> bool:
     """Whether a hook asks for more than a fused layer has."""
     if module._backward_hooks or module._backward_pre_hooks:
         return True
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return not all(getattr(hook, "sees_no_current", False) for hook in hooks)
+    return not all(getattr(hook, "sees_no_current", False) for hook in _hooks(module))
 
 
-class Known:
-    """The packed words of a tensor of spikes, as long as nothing but views are made of it."""
-
-    def __init__(self, spikes: Tensor, words: Tensor) -> None:
-        self.spikes, self.words, self.version = spikes, words, spikes._version
-
-    def of(self, x: Tensor) -> Tensor | None:
-        """The words of x, if it holds the same spikes in the same order."""
-        same = (
-            x.data_ptr() == self.spikes.data_ptr()
-            and x.shape[:2] == self.spikes.shape[:2]
-            and x.numel() == self.spikes.numel()
-            and x.is_contiguous()
-            and x._version == self.version
-        )
-        return self.words if same else None
+def emits_numbers(neuron: Neuron) -> bool:
+    """Whether someone looks at the spikes that leave a neuron before the next layer does."""
+    return neuron.homeostasis is not None or not all(getattr(hook, "sees_no_spikes", False) for hook in _hooks(neuron))
 
 
 def weighted_spikes(
-    layer: nn.Module, x: Tensor, known: Known | None, memory: Memory, packed_shape: tuple[int, ...] | None = None
+    group: Group, x: Tensor | Wire, memory: Memory, *, floats: bool = True, masked: bool = False
 ) -> WeightedSpikes | None:
-    """What a fused neuron takes in place of ``layer(x)``; None where the layers run one after the other.
+    """What a group's neuron takes in place of the current; None where the layers run one after the other.
 
-    x is (T, B, inputs...) of 0/1, or packed words that hold ``packed_shape`` a step; ``known`` the words of what a fused
-    layer before emitted.
+    x is (T, B, inputs...) of 0/1, or their wire. ``floats``: whether spikes are to leave as numbers too; ``masked``:
+    whether a mask comes with them.
     """
-    if not isinstance(layer, (BinaryLinear, BinaryConv2d)):
-        return None
+    layer, norm, neuron = group
     weight = layer.weight
-    packed = packed_shape is not None
-    shape = tuple(x.shape[2:]) if packed_shape is None else packed_shape
     tracing = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-    autocast = torch.is_autocast_enabled("cpu")
-    if tracing or autocast or x.device != weight.device or not (packed or x.dtype == weight.dtype):
+    wire = x if isinstance(x, Wire) else None
+    values = x.thread if isinstance(x, Wire) else x
+    if tracing or values.device != weight.device or values.dtype != weight.dtype or values.numel() == 0:
         return None
-    if weight.dtype not in (torch.float32, torch.float64) or x.numel() == 0:
+    if weight.dtype not in (torch.float32, torch.float64) or (norm is not None and norm.training and masked):
         return None
-    linear = isinstance(layer, BinaryLinear)
+    shape, linear = tuple(values.shape[2:]), isinstance(layer, BinaryLinear)
     if shape != (layer.in_features,) if linear else len(shape) != 3 or shape[0] != layer.in_channels:
         return None
-    words = x if packed else known.of(x) if known is not None else None
-    words = packed_spikes(x) if words is None else words
-    if words is None:
-        return None
+    if wire is None:
+        words = packed_spikes(values)
+        if words is None:
+            return None
+        wire = Wire(words, values, real=True)
 
     def compose() -> Tensor:
-        return layer(unpack_bits(words, math.prod(shape), weight.dtype).unflatten(2, shape) if packed else x)
+        y = layer(wire.values())
+        return y if norm is None else call_stateless(norm, y, None)
 
-    return WeightedSpikes(words, None if packed else x, _weights(layer, shape), compose, memory)
+    given = None if norm is None else norm_of(norm)
+    keep = floats or emits_numbers(neuron)
+    return WeightedSpikes(wire.words, wire.thread, _weights(layer, shape), compose, memory, given, keep)
+
+
+def norm_of(norm: nn.Module) -> Norm:
+    """A batch norm's numbers, of TemporalBatchNorm or torch's."""
+    own: Any = norm
+    mean, var = (None, None) if norm.training else (own.running_mean, own.running_var)
+    if isinstance(norm, TemporalBatchNorm):
+        return Norm(norm.weight, norm.bias, norm.eps, mean, var, norm.observe)
+
+    @torch.no_grad()
+    def observe(batch_mean: Tensor, batch_var: Tensor, count: int) -> None:
+        own.num_batches_tracked += 1
+        share = 1 / float(own.num_batches_tracked) if own.momentum is None else own.momentum
+        own.running_mean.lerp_(batch_mean.to(own.running_mean), share)
+        own.running_var.lerp_((batch_var * count / (count - 1)).to(own.running_var), share)
+
+    return Norm(own.weight, own.bias, own.eps, mean, var, observe)
 
 
 def _weights(layer: BinaryLinear | BinaryConv2d, shape: tuple[int, ...]) -> Weights:

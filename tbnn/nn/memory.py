@@ -102,7 +102,6 @@ def _run(network: Network, x: Tensor) -> tuple[int, list[_Fused]]:
     fused: list[_Fused] = []
     seen: list[Tensor] = [x]  # words that are kept already
 
-    @sees_no_current
     def record(neuron: Neuron, args: tuple[object, ...], _: object) -> None:
         weighted = args[0]
         if not isinstance(weighted, WeightedSpikes) or weighted.emitted is None:
@@ -116,7 +115,8 @@ def _run(network: Network, x: Tensor) -> tuple[int, list[_Fused]]:
         size = weighted.weights.weight.element_size()
         fused.append(_Fused(weighted.inputs, features, states + gates, states, size, shared))
 
-    hooks = [m.register_forward_hook(record) for m in network.modules() if isinstance(m, Neuron)]
+    hook = sees_no_current(record, nor_spikes=True)
+    hooks = [m.register_forward_hook(hook) for m in network.modules() if isinstance(m, Neuron)]
     try:
         return saved_bytes(network, x), fused
     finally:

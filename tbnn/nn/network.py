@@ -2,23 +2,21 @@
 
 import math
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tbnn.bits import has_stray_bits, unpack_bits, words_for
-from tbnn.nn.fused import Known, fuses, weighted_spikes
+from tbnn.nn.fused import Group, group_at, weighted_spikes
+from tbnn.nn.pool import Flatten, MaxPool2d
 from tbnn.nn.recorded import Recorded
-from tbnn.nn.stateful import Stateful, guard, lengths_of
+from tbnn.nn.stateful import Stateful, call_stateless, guard, lengths_of
+from tbnn.nn.wire import Wire
 from tbnn.ops.kernels import untraced
 from tbnn.ops.layer_lif import SHARES, share_of
 
 State = tuple[Any, ...]
-
-FOLDED = (nn.Conv1d, nn.Conv2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d)
-"""Layers of torch that know one batch axis: they see time and batch as one."""
 
 
 class Network(Recorded, nn.Module):
@@ -28,8 +26,9 @@ class Network(Recorded, nn.Module):
     other module is called as ``y = layer(x)`` on (T, B, features...), torch's convolutions, pools and batch norms with time
     and batch folded into one axis. The state is a tuple with one entry a layer, None for those without.
 
-    On the CPU, each binary linear layer or convolution and the neurons right after it run as one function of packed bits
-    wherever bits enter it (:func:`tbnn.nn.fused.fuses`): the same numbers, without the current of the whole sequence.
+    On the CPU, each binary linear layer or convolution, a batch norm that may follow it, and the neurons run as one function
+    of packed bits wherever bits enter it (:func:`tbnn.nn.fused.group_at`), without the current of the whole sequence, and
+    hand packed bits on, through pools, to the next: the same numbers, but for the rounding of a batch norm.
     ``memory`` says what these keep for backward:
 
     ==========  =======================================================================================
@@ -118,40 +117,34 @@ class Network(Recorded, nn.Module):
         if state is not None and len(state) != len(self.layers):
             raise ValueError(f"state: expected one entry for each of {len(self.layers)} layers, got {len(state)}")
         before = state if state is not None else (None,) * len(self.layers)
-        layers, after, known = list(self.layers), [], None
-        pairs = [not one_step and fuses(*pair) for pair in pairwise(layers)] + [False]
-        packed = self._packed_shape(x) if pairs[0] else None
-        x = self.unpacked(x) if packed is None else x
-        for index, (layer, layer_state) in enumerate(zip(layers, before, strict=True)):
-            if len(after) > index:  # neurons that ran with the weights before them
-                continue
-            weighted = weighted_spikes(layer, x, known, self._share, packed) if pairs[index] else None
-            if weighted is not None:
-                x, neuron_state = layers[index + 1](weighted, guard(before[index + 1], f"layers.{index + 1}"), mask)
-                after += [layer_state, neuron_state]
-                packed, known = None, None if weighted.emitted is None else Known(x, weighted.emitted)
-                continue
-            if packed is not None:
-                x, packed = self.unpacked(x), None
-            if not isinstance(layer, Stateful):
-                x = call_stateless(layer, x, mask)
-            elif one_step:
-                mask_t = None if mask is None else mask.squeeze(0)
-                x, layer_state = layer.step(x.squeeze(0), guard(layer_state, f"layers.{index}"), mask_t)
-                x = x.unsqueeze(0)
+        layers, after = list(self.layers), []
+        groups = [None if one_step else group_at(layers, index) for index in range(len(layers))]
+        wire: Tensor | Wire = self._entering(x, groups[0])
+        while (index := len(after)) < len(layers):
+            group, layer = groups[index], layers[index]
+            weighted = None
+            if group is not None:
+                floats = index + group.size == len(layers)
+                weighted = weighted_spikes(group, wire, self._share, floats=floats, masked=mask is not None)
+            if group is not None and weighted is not None:
+                last = index + group.size - 1
+                out, own = group.neuron(weighted, guard(before[last], f"layers.{last}"), mask)
+                after += [*before[index:last], own]
+                wire = out if weighted.emitted is None else Wire(weighted.emitted, out, weighted.floats)
             else:
-                x, layer_state = layer(x, guard(layer_state, f"layers.{index}"), mask)
-            after.append(layer_state)
-            known = known if known is not None and known.of(x) is not None else None
-        return x, tuple(after)
+                guarded = guard(before[index], f"layers.{index}") if isinstance(layer, Stateful) else before[index]
+                wire, own = _alone(layer, wire, guarded, mask, one_step)
+                after.append(own)
+        return wire.values() if isinstance(wire, Wire) else wire, tuple(after)
 
-    def _packed_shape(self, x: Tensor) -> tuple[int, ...] | None:
-        """The features of a step of packed words that a fused first layer can take as they are; None for others."""
+    def _entering(self, x: Tensor, group: Group | None) -> Tensor | Wire:
+        """The input: packed words stay as they are where the first layers take them, else numbers of ``input_shape``."""
         first: int | None = getattr(self.layers[0], "in_features", None)
         shape = self.input_shape or (() if first is None else (first,))
-        if x.dtype != torch.int32 or x.ndim != 3 or not shape or x.shape[2] != words_for(math.prod(shape)):
-            return None
-        return None if has_stray_bits(x, math.prod(shape)) else shape
+        fits = x.dtype == torch.int32 and x.ndim == 3 and shape and x.shape[2] == words_for(math.prod(shape))
+        if group is None or not fits or x.device.type != "cpu" or has_stray_bits(x, math.prod(shape)):
+            return self.unpacked(x)
+        return Wire.of_words(x, shape, group.weights.weight.dtype)
 
     def unpacked(self, x: Tensor) -> Tensor:
         """The input as the first layer takes it: packed words as 0/1 values, flat features in ``input_shape``."""
@@ -176,10 +169,19 @@ class Network(Recorded, nn.Module):
         return ", ".join(own if self._memory == "speed" else [*own, f"memory={self._memory!r}"])
 
 
-def call_stateless(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """A layer without state on x (T, B, features...); ``mask`` goes to the layers whose statistics need it."""
-    if getattr(layer, "takes_mask", False):
-        return layer(x, mask)
-    if isinstance(layer, FOLDED):
-        return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-    return layer(x)
+def _alone(
+    layer: nn.Module, wire: Tensor | Wire, state: Any, mask: Tensor | None, one_step: bool
+) -> tuple[Tensor | Wire, Any]:
+    """One layer and its state after it; pools and flattening leave spikes packed."""
+    if isinstance(wire, Wire) and not layer._forward_hooks and not layer._forward_pre_hooks:
+        if type(layer) is Flatten:
+            return wire.flat(), state
+        if type(layer) is MaxPool2d and len(wire.features) == 3:
+            return wire.pooled(layer.kernel_size, layer.stride, layer.padding), state
+    x = wire.values() if isinstance(wire, Wire) else wire
+    if not isinstance(layer, Stateful):
+        return call_stateless(layer, x, mask), state
+    if not one_step:
+        return layer(x, state, mask)
+    y, state = layer.step(x.squeeze(0), state, None if mask is None else mask.squeeze(0))
+    return y.unsqueeze(0), state

@@ -76,7 +76,7 @@ class TemporalBatchNorm(Recorded, nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if x.ndim < 3 or x.shape[2] != self.features:
             raise ValueError(f"TemporalBatchNorm: expected (T, B, {self.features}, ...), got {tuple(x.shape)}")
-        if self.training and mask is None and not self._shared():
+        if self.training and mask is None and not self.shared:
             return self._plain(x)
         scale, shift = self._batch(x, mask) if self.training else self.folded()
         per_channel = (-1, *[1] * (x.ndim - 3))
@@ -90,7 +90,8 @@ class TemporalBatchNorm(Recorded, nn.Module):
         scale = self.weight * torch.rsqrt(var + self.eps)
         return scale, self.bias - mean * scale
 
-    def _shared(self) -> bool:
+    @property
+    def shared(self) -> bool:
         """Whether statistics are those of several processes."""
         return self.synchronise and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
@@ -105,7 +106,7 @@ class TemporalBatchNorm(Recorded, nn.Module):
 
     def _batch(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scale and shift from the batch's statistics, which the running ones follow."""
-        shared = self._shared()
+        shared = self.shared
         space = x[0, 0, 0].numel()
         count = x.new_full((1,), x.shape[0] * x.shape[1] * space) if mask is None else (space * mask.sum()).to(x)[None]
         if not shared and count.item() < 2:
@@ -122,11 +123,13 @@ class TemporalBatchNorm(Recorded, nn.Module):
         # From the mean, not Σx² − (Σx)²/n: that difference cancels in float32 where the mean is large.
         squares = _sum((x - mean.reshape(-1, *[1] * (x.ndim - 3))).square(), counted, axes)
         var = (_AllReduce.apply(squares) if shared else squares) / count
-        self._follow(mean.detach(), var.detach() * count / (count - 1).clamp(min=1))
+        self.observe(mean.detach(), var.detach(), count)
         return self._affine(mean, var)
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor) -> None:
+    def observe(self, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
+        """Let the running statistics follow a batch's mean and variance (C,) over ``count`` values a channel."""
+        var = var * (count / torch.as_tensor(count - 1).clamp(min=1))
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
         self.running_var.lerp_(var.to(self.running_var), self.momentum)
 

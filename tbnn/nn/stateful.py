@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+FOLDED = (nn.Conv1d, nn.Conv2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d)
+"""Layers of torch that know one batch axis: they see time and batch as one."""
+
 
 class Stateful(nn.Module):
     """Base of neurons, readouts, recurrence and delays.
@@ -106,3 +109,12 @@ def detach(state: Any) -> Any:
         parts = [detach(part) for part in state]
         return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
     return state
+
+
+def call_stateless(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """A layer without state on x (T, B, features...); ``mask`` goes to the layers whose statistics need it."""
+    if getattr(layer, "takes_mask", False):
+        return layer(x, mask)
+    if isinstance(layer, FOLDED):
+        return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return layer(x)

@@ -260,8 +260,8 @@ def _inside(network: Network) -> Iterator[list[str]]:
     """A stack whose top is the name of the leaf layer that runs."""
     now, hooks = ["network"], []
     for name, layer in _leaves(network):
-        enter = sees_no_current(lambda *_, name=name: now.append(name))
-        leave = sees_no_current(lambda *_: now.pop() and None)
+        enter = sees_no_current(lambda *_, name=name: now.append(name), nor_spikes=True)
+        leave = sees_no_current(lambda *_: now.pop() and None, nor_spikes=True)
         hooks += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     try:
         yield now

@@ -6,12 +6,12 @@ from torch import Tensor
 from tbnn.ops.layer_lif.function import layer_lif_fused
 from tbnn.ops.layer_lif.plan import SHARES, Memory, kept_bytes, plan_of, share_of
 from tbnn.ops.layer_lif.reference import layer_lif_reference
-from tbnn.ops.layer_lif.weighted import Convolution, WeightedSpikes, Weights, packed_spikes
+from tbnn.ops.layer_lif.weighted import Convolution, Norm, WeightedSpikes, Weights, packed_spikes
 from tbnn.ops.lif import LifOutput, LifState, Second, SpikeGradient, Statistics, check_rule, check_state, check_trace
 from tbnn.ops.lif.cell import Cell, Rule
 
 __all__ = [
-    "SHARES", "Convolution", "Memory", "WeightedSpikes", "Weights", "kept_bytes", "layer_lif", "layer_lif_reference",
+    "SHARES", "Convolution", "Memory", "Norm", "WeightedSpikes", "Weights", "kept_bytes", "layer_lif", "layer_lif_reference",
     "packed_spikes", "plan_of", "share_of",
 ]  # fmt: skip
 

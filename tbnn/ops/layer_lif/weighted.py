@@ -1,7 +1,7 @@
 """Spikes in front of a layer of weights: a current that is not worked out yet."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +44,15 @@ class Weights(NamedTuple):
     """None: a linear layer."""
 
 
+class Norm(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    mean: Tensor | None
+    var: Tensor | None
+    observe: Any
+
+
 class WeightedSpikes:
     """What :func:`tbnn.ops.layer_lif.layer_lif` takes in place of a current.
 
@@ -67,7 +76,10 @@ class WeightedSpikes:
         weights: Weights,
         compose: Callable[[], Tensor],
         memory: Memory = "speed",
+        norm: Norm | None = None,
+        floats: bool = True,
     ) -> None:
+        self.norm, self.floats = norm, floats
         self.words, self.values, self.weights, self.compose, self.memory = words, values, weights, compose, memory
         conv, outputs = weights.convolution, weights.weight.shape[0]
         self.inputs = weights.weight.shape[1] if conv is None else int(np.prod(conv.shape))

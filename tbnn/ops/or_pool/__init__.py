@@ -1,4 +1,4 @@
-"""Max-pooling of packed 0/1 frames: the OR over windows."""
+"""Max-pooling of packed 0/1 frames: the OR over windows, and its gradient."""
 
 import math
 from collections.abc import Sequence
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from tbnn.bits import check_words, wide_words, words_for
-from tbnn.ops.kernels import as_numpy, backend_for
+from tbnn.ops.kernels import as_numpy, backend_for, fresh
 from tbnn.ops.or_pool.cpu import MOST, or_pool2d_cpu
+from tbnn.ops.or_pool.gradient import or_pool2d_backward_cpu
 from tbnn.ops.or_pool.reference import or_pool2d_reference
 from tbnn.ops.patches.cpu import runs_of
-from tbnn.ops.patches.reference import Sizes, pair_of, windows_over
+from tbnn.ops.patches.reference import Sizes, Windows, pair_of, windows_over
 
-__all__ = ["or_pool2d", "or_pool2d_reference"]
+__all__ = ["or_pool2d", "or_pool2d_backward", "or_pool2d_reference"]
 
 
 def or_pool2d(
@@ -73,3 +74,23 @@ def or_pool2d(
     else:
         pooled = or_pool2d_reference(frames, shape, windows)
     return pooled.reshape(*words.shape[:-1], pooled.shape[-1])
+
+
+def or_pool2d_backward(words: Tensor, shape: Sequence[int], windows: Windows, dy: Tensor) -> Tensor:
+    """The gradient of :func:`or_pool2d`'s input: each window's goes in equal shares to its spikes, or to all of a silent one.
+
+    That is :func:`tbnn.ops.max_pool.max_pool`'s, the least of the maximum's subgradients, from one bit an input.
+
+    Args:
+        words: int32 (M, ceil(C·H·W/32)), on the CPU.
+        shape: (C, H, W).
+        windows: as forward saw them.
+        dy: float32 or float64 (M, C, OH, OW).
+
+    Returns:
+        (M, C, H, W), of dy's dtype.
+    """
+    dx = fresh((len(words), *shape), dy.dtype)
+    geometry = tuple(shape), windows.kernel, windows.stride, windows.dilation, windows.before
+    or_pool2d_backward_cpu(wide_words(as_numpy(words)), *geometry, as_numpy(dy), as_numpy(dx), work=dx.numel())
+    return dx

@@ -11,7 +11,7 @@ MOST = 32  # windows served by one piece: what is left of a word and one more pi
 
 
 @device_function
-def _every_second(v):  # pyright: ignore
+def every_second(v):  # pyright: ignore
     """Bits 0, 2, 4, ... of v next to each other."""
     v &= np.uint64(0x5555555555555555)
     v = (v | (v >> np.uint64(1))) & np.uint64(0x3333333333333333)
@@ -25,7 +25,7 @@ def _every_second(v):  # pyright: ignore
 def _pick(v, step, count):  # pyright: ignore
     """Bits 0, step, 2·step, ... of v, ``count`` <= 32 of them, next to each other."""
     while step % 2 == 0:
-        v = _every_second(v)
+        v = every_second(v)
         step //= 2
     if step > 1:
         spread, v = v, np.uint64(0)
