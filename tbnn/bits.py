@@ -50,7 +50,7 @@ def unpack_bits(words: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Te
     tensor([1., 0., 1., 1.])
     """
     check_words(words, n, "unpack_bits")
-    if words.device.type == "cpu":
+    if words.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.from_numpy(unpack_bits_numpy(words.numpy(), n)).to(dtype)
     shifts = torch.arange(WORD_BITS, dtype=torch.int32, device=words.device)
     return ((words.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., :n].to(dtype)
@@ -79,9 +79,12 @@ def check_words(words: Tensor, n: int, caller: str) -> None:
 
 
 def has_stray_bits(words: Tensor, n: int) -> bool:
-    """Whether a padding bit, one past the ``n``-th, is set anywhere in ``words`` (..., ceil(n/32))."""
+    """Whether a padding bit, one past the ``n``-th, is set anywhere in ``words`` (..., ceil(n/32)).
+
+    False while a compiler traces, which knows no values.
+    """
     tail = n % WORD_BITS
-    if tail == 0 or words.numel() == 0:
+    if tail == 0 or words.numel() == 0 or torch.compiler.is_compiling():
         return False
     if words.device.type == "cpu":  # a tenth of torch's time for one step of a stream
         return bool((words.numpy()[..., -1].view(np.uint32) >> np.uint32(tail)).any())

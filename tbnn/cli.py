@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             name, given = options.command, options[options.command]
             commands[name](given)
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         print(f"tbnn: error: {error}", file=sys.stderr)
         return 2
     except Diverged as error:

@@ -17,6 +17,7 @@ from tbnn.nn.network import Network
 from tbnn.nn.neuron import Neuron
 from tbnn.nn.nir import to_nir
 from tbnn.nn.nir_import import from_nir
+from tbnn.nn.nonfinite import detect_nonfinite
 from tbnn.nn.norm import TemporalBatchNorm
 from tbnn.nn.onnx import to_onnx
 from tbnn.nn.pool import AvgPool2d, Flatten, MaxPool2d, Voting
@@ -63,6 +64,7 @@ __all__ = [
     "Winners",
     "calibrate",
     "detach",
+    "detect_nonfinite",
     "fold_batch_norms",
     "from_nir",
     "from_snntorch",

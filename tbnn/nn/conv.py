@@ -67,6 +67,10 @@ class _BinaryConv(BinaryWeight, abstract=True):
             padding if isinstance(padding, str) else tuple(lo for lo, _ in self.margins) if even else self.margins
         )
 
+    @property
+    def takes_words(self) -> bool:
+        return super().takes_words and all(lo == hi for lo, hi in self.margins)
+
     def prepare(self) -> Prepared:
         """The layer with its weights quantised once: a function of x, for many calls in one pass."""
         (weight, codes), bias = self.quantized(), self.bias
@@ -74,7 +78,7 @@ class _BinaryConv(BinaryWeight, abstract=True):
         inside = tuple(lo for lo, _ in self.margins) if even else (0,) * self.spatial
         convolve = ConvProduct(self.stride, inside, self.dilation, self.groups, self.block)
 
-        def product(x: Tensor) -> Tensor:
+        def product(x: Tensor, words: Tensor | None = None) -> Tensor:
             features = x.shape[-self.spatial - 1 :]
             if x.ndim < self.spatial + 2 or features[0] != self.in_channels:
                 axes = "H, W" if self.spatial == 2 else "L"
@@ -84,15 +88,16 @@ class _BinaryConv(BinaryWeight, abstract=True):
             frames = x.reshape(-1, *features)
             if not even:
                 frames = F.pad(frames, [side for margin in reversed(self.margins) for side in margin])
-            y = convolve(frames, weight, codes, self.form)
+            words = words if words is None else words.flatten(0, -2)
+            y = convolve(frames, weight, codes, self.form, words)
             if bias is not None:
                 y = y + bias.reshape(-1, *[1] * self.spatial)
             return y.reshape(*x.shape[: -self.spatial - 1], *y.shape[1:])
 
         return product
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.prepare()(x)
+    def forward(self, x: Tensor, words: Tensor | None = None) -> Tensor:
+        return self.prepare()(x, words)
 
     def extra_repr(self) -> str:
         return (

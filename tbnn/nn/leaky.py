@@ -8,7 +8,7 @@ from torch import Tensor
 from tbnn.nn.neuron import Coefficients, Neuron, SpikeOptions, add_parameter, brief, checked_decay
 from tbnn.nn.recorded import Recorded
 from tbnn.nn.stateful import Stateful, guard, lengths_of
-from tbnn.ops.lif import LifState, check_current, check_state
+from tbnn.ops.lif import LifState, check_current, check_state, full_precision
 from tbnn.ops.lif.integrate import leaky_integrate
 
 
@@ -79,6 +79,7 @@ class LeakyIntegrator(Recorded, Stateful):
 
     def _integrate(self, current: Tensor, state: LifState | None, lengths: Tensor | None) -> tuple[Tensor, LifState]:
         check_current(current)
+        current = full_precision(current)
         v0 = check_state(state, current).v
         features = current.shape[2:]
         beta = self.beta.clamp(0, 1).to(current.dtype).expand(features).reshape(-1)

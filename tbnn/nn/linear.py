@@ -67,17 +67,18 @@ class BinaryLinear(BinaryWeight):
         """The layer with its weights quantised once: a function of x, for many calls in one pass."""
         (weight, codes), bias, multiply = self.quantized(), self.bias, LinearProduct(self.block)
 
-        def product(x: Tensor) -> Tensor:
+        def product(x: Tensor, words: Tensor | None = None) -> Tensor:
             if x.shape[-1] != self.in_features:
                 raise ValueError(f"BinaryLinear: expected (..., {self.in_features}), got {tuple(x.shape)}")
-            y = multiply(x.reshape(-1, self.in_features), weight, codes, self.form)
+            words = words if words is None else words.flatten(0, -2)
+            y = multiply(x.reshape(-1, self.in_features), weight, codes, self.form, words)
             y = y.reshape(*x.shape[:-1], self.out_features)
             return y if bias is None else y + bias
 
         return product
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.prepare()(x)
+    def forward(self, x: Tensor, words: Tensor | None = None) -> Tensor:
+        return self.prepare()(x, words)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self._options_repr()}"

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tbnn.bits import has_stray_bits, unpack_bits, words_for
+from tbnn.nn.conv import BinaryConv2d
+from tbnn.nn.devices import check_devices
 from tbnn.nn.fused import Group, group_at, weighted_spikes
+from tbnn.nn.linear import BinaryLinear
 from tbnn.nn.pool import Flatten, MaxPool2d
 from tbnn.nn.recorded import Recorded
 from tbnn.nn.stateful import Stateful, call_stateless, guard, lengths_of
@@ -45,7 +48,7 @@ class Network(Recorded, nn.Module):
         memory: see above; it can be set later, and reaches the networks inside of this one unless it is "speed".
 
     Raises:
-        ValueError: no layers; another ``memory``, or one that a batch does not fit into (it says which would do); an input of other features than ``input_shape``; packed words of another width; a state
+        ValueError: no layers; tensors on several devices; another ``memory``, or one that a batch does not fit into (it says which would do); an input of other features than ``input_shape``; packed words of another width; a state
             of another length; a mask of another shape, with gaps, or empty for a sequence.
         RuntimeError: in backward, for a state whose own graph is already used up; it names the state.
 
@@ -101,6 +104,7 @@ class Network(Recorded, nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
         """x: float (T, B, features...) of 0/1, or packed int32 words (T, B, ceil(features/32)); mask: (T, B) or None."""
+        check_devices(self, x, state, mask)
         if mask is not None:
             lengths_of(mask, *x.shape[:2], at_start=state is None)
         if isinstance(self._memory, int) and not self._inner and torch.is_grad_enabled():
@@ -109,6 +113,7 @@ class Network(Recorded, nn.Module):
 
     def step(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
         """One step: x (B, features...) or packed words (B, ceil(features/32)), mask (B,) or None -> (y, state)."""
+        check_devices(self, x, state, mask)
         mask = None if mask is None else mask.unsqueeze(0)
         y, state = self._run(x.unsqueeze(0), state, mask, one_step=True)
         return y.squeeze(0), state
@@ -178,6 +183,8 @@ def _alone(
             return wire.flat(), state
         if type(layer) is MaxPool2d and len(wire.features) == 3:
             return wire.pooled(layer.kernel_size, layer.stride, layer.padding), state
+        if type(layer) in (BinaryLinear, BinaryConv2d) and layer.takes_words and wire.thread.dtype == torch.float32:
+            return layer(wire.thread, wire.words), state
     x = wire.values() if isinstance(wire, Wire) else wire
     if not isinstance(layer, Stateful):
         return call_stateless(layer, x, mask), state

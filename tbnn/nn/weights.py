@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from tbnn.bits import unpack_bits
 from tbnn.nn.recorded import Recorded
+from tbnn.ops.kernels import autocasts
 from tbnn.ops.quantize import Codes, check_quantize, quantize_with_codes
 from tbnn.ops.quantize.estimators import Estimator
 from tbnn.ops.quantize.sparsify import SparsityLike
@@ -26,6 +28,9 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
     ``weight`` (outputs, ...) holds the latent, real weights. The weights of one output are a *row*; a block is a row, or
     a run of ``block`` weights of it. A layer's output is ``Σ_k scale_k·(x·values_k) + offset_k·Σx_k``, k the blocks:
     on 0/1 inputs the products and the sums are whole numbers, exact before the scaling, and popcounts give the same.
+
+    Under torch.autocast they stay so: product, scales and gradients are computed in float32, as neurons are, and only other
+    layers, torch.nn.Linear say, change to half precision. torch.compile takes a large product as one operator on bits.
 
     Args:
         shape: of the weight, outputs first.
@@ -152,6 +157,11 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
         self.weight.copy_((each[0] * flat + each[1]).view_as(self.weight))
         self.weight.requires_grad_(False)
 
+    @property
+    def takes_words(self) -> bool:
+        """Whether ``layer(x, words)`` may have x's packed words in place of its numbers."""
+        return self.bits is not None
+
     def quantized_weight(self) -> Tensor:
         """Ŵ, of the weight's shape, differentiable in the latent weights."""
         return self.quantized()[0]
@@ -216,11 +226,20 @@ class Product:
         """:meth:`gradients` where x is packed."""
         return self.gradients(dy, spikes.unpacked(), weight, needs)
 
-    def __call__(self, x: Tensor, weight: Tensor, codes: Codes, form: str) -> Tensor:
-        """x (M, inputs...) -> (M, outputs, ...), forward from the codes, backward through Ŵ = ``weight``."""
-        values, scale, offset = codes
-        y: Tensor = _Coded.apply(x, weight, values, scale, offset, form != "linear", self)
-        return y
+    def __call__(self, x: Tensor, weight: Tensor, codes: Codes, form: str, words: Tensor | None = None) -> Tensor:
+        """x (M, inputs...) -> (M, outputs, ...), forward from the codes, backward through Ŵ = ``weight``.
+
+        Given its packed words (M, ⌈inputs/32⌉), x's own numbers are not read.
+        """
+        sums = form != "linear"
+        x = x.to(weight.dtype) if autocasts(x) else x
+        with without_autocast(x):
+            y = None
+            if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+                from tbnn.nn.coded_operator import coded_traced
+
+                y = coded_traced(self, x, weight, codes, sums)
+            return _Coded.apply(x, weight, *codes, sums, self, words) if y is None else y
 
 
 class Spikes(NamedTuple):
@@ -236,11 +255,16 @@ class Spikes(NamedTuple):
         return unpack_bits(self.words[rows], self.features.numel()).unflatten(-1, self.features)
 
 
-def _packed(x: Tensor) -> Tensor | None:
+def packed(x: Tensor) -> Tensor | None:
     """x's spikes as words, where it has nothing but 0 and 1 and there are enough of them to be worth it."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() < PACKED_FROM or torch.compiler.is_compiling():
         return None
     return pack_spikes(x.flatten(1))
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Where a product of x is whole numbers before the scaling: half precision would round them beyond 256."""
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
 class _Coded(torch.autograd.Function):
@@ -251,31 +275,45 @@ class _Coded(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, values: Tensor, scale: Tensor, offset: Tensor, sums: bool, product: Product
-    ) -> Tensor | None:
-        codes, words = Codes(values, scale, offset), _packed(x)
+        ctx: Any, x: Tensor, weight: Tensor, values: Tensor, scale: Tensor, offset: Tensor, sums: bool, product: Product,
+        words: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        given, codes = words is not None, Codes(values, scale, offset)
+        words = packed(x) if words is None else words
         ctx.save_for_backward(x if words is None else words, weight, *codes)
         ctx.features = None if words is None else x.shape[1:]
         ctx.product, ctx.sums = product, sums
-        y = None if words is None else product.from_bits(x, words, codes, sums)
-        return _scaled_sum(product.parts(x, values, sums), scale, offset) if y is None else y
+        return coded_product(product, x, words, codes, sums, given)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, *codes = ctx.saved_tensors
         needs, product = ctx.needs_input_grad[:2], ctx.product
-        if ctx.features is None:
-            dx, dweight = product.gradients(grads[0], x, weight, needs)
-        else:
-            spikes = Spikes(x, ctx.features)
-            dx, dweight = product.gradients_from_bits(grads[0], spikes, weight, Codes(*codes), ctx.sums, needs)
-        return dx, dweight, None, None, None, None, None
+        with without_autocast(weight):
+            if ctx.features is None:
+                dx, dweight = product.gradients(grads[0], x, weight, needs)
+            else:
+                spikes = Spikes(x, ctx.features)
+                dx, dweight = product.gradients_from_bits(grads[0], spikes, weight, Codes(*codes), ctx.sums, needs)
+        return dx, dweight, *[None] * 6
 
 
-def _scaled_sum(parts: Parts, scale: Tensor, offset: Tensor) -> Tensor | None:
-    """The products of the blocks and their sums of x, scaled and added up."""
-    y = None
+def coded_product(
+    product: Product, x: Tensor, words: Tensor | None, codes: Codes, sums: bool, words_alone: bool = False
+) -> Tensor:
+    """The products of the blocks and their sums of x, scaled and added up; from x's words where they are given and it pays.
+
+    ``words_alone``: x has the shape alone.
+    """
+    y = None if words is None else product.from_bits(x, words, codes, sums)
+    if y is None and words is not None and words_alone:
+        x = Spikes(words, x.shape[1:]).unpacked()
+    return _scaled_sum(product.parts(x, codes.values, sums), codes.scale, codes.offset) if y is None else y
+
+
+def _scaled_sum(parts: Parts, scale: Tensor, offset: Tensor) -> Tensor:
+    y: Any = None
     for k, (part, total) in enumerate(parts):
         per_output = (-1, *[1] * (part.ndim - 2))
         # In this order, each operation rounded by itself: the packed simulation repeats it bit for bit.
@@ -286,5 +324,5 @@ def _scaled_sum(parts: Parts, scale: Tensor, offset: Tensor) -> Tensor | None:
     return y
 
 
-Prepared = Callable[[Tensor], Tensor]
-"""A layer as a function of its input, its weights quantised once."""
+Prepared = Callable[..., Tensor]
+"""A layer as a function of its input, and of its packed words if they are known, its weights quantised once."""

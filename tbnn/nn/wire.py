@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from tbnn.bits import unpack_bits
 from tbnn.ops.or_pool import or_pool2d, or_pool2d_backward
-from tbnn.ops.patches.reference import Pair, Windows, windows_over
+from tbnn.ops.patches.reference import Sizes, Windows, windows_over
 
 
 class Wire:
@@ -45,7 +45,7 @@ class Wire:
         """(T, B, features)."""
         return Wire(self.words, self.thread.flatten(2), self.real)
 
-    def pooled(self, kernel: Pair, stride: Pair, padding: Pair) -> "Wire":
+    def pooled(self, kernel: Sizes, stride: Sizes, padding: Sizes) -> "Wire":
         """The maximum over windows of (T, B, C, H, W)."""
         windows = windows_over("MaxPool2d", self.features, kernel, stride, padding, 1)
         return Wire(*_Pooled.apply(self.thread, self.words, windows, padding))
@@ -66,7 +66,7 @@ class _Pooled(torch.autograd.Function):
     """(words, thread) of the maxima; the gradient is shared among a window's spikes, or among all of a silent one."""
 
     @staticmethod
-    def forward(ctx: Any, thread: Tensor, words: Tensor, windows: Windows, padding: Pair) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, thread: Tensor, words: Tensor, windows: Windows, padding: Sizes) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(words)
         ctx.windows, ctx.shape = windows, thread.shape
         shape = thread.shape[2:]

@@ -129,6 +129,12 @@ def unexpanded(grad: Tensor) -> Tensor:
     return grad.contiguous()
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether torch.autocast is on for the tensor's device, where it has one: "meta" has not."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 @functools.cache
 def has_triton() -> bool:
     """Whether Triton is installed; it is imported when a kernel first runs."""

@@ -160,6 +160,8 @@ class OptimConfig:
         truncate: back-propagate through so many steps at a time: the states go on, their gradients do not, and each piece
             has a loss of its own, weighted by its length. For loss "tet", or the "mean" of the readout, then of each piece.
             All steps at once if not given.
+        detect_nonfinite: look at every layer's values and gradients, and stop at the first that is not a finite number with
+            the layer's name and the time step (:func:`tbnn.nn.detect_nonfinite`); slow.
         calibrate: firing rate at which every layer starts, on the first batch; 0 leaves the weights as drawn.
     """
 
@@ -176,6 +178,7 @@ class OptimConfig:
     rate_weight: float = 0.0
     rate_target: float = 0.1
     truncate: int | None = None
+    detect_nonfinite: bool = False
     calibrate: float = 0.1
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, O
 from tbnn.data import AugmentedFrames, PackedFrames
 from tbnn.files import replacing
 from tbnn.losses import cross_entropy, logits, rate_target, temporal_efficient_training
-from tbnn.nn import Network, calibrate, detach, health_warnings
+from tbnn.nn import Network, calibrate, detach, detect_nonfinite, health_warnings
 from tbnn.nn.fused import sees_no_current
 from tbnn.nn.health import spiking_layers
 from tbnn.train.batches import EpochOrder, Waiting, evaluation_loader, packed_file, train_loader
@@ -33,7 +33,7 @@ RESULTS = ("simulation.json", "model.tbnn", "report.html")  # what later command
 
 
 class Diverged(RuntimeError):
-    """Training reached a loss that is not a finite number."""
+    """Training reached a loss, or a gradient, that is not a finite number."""
 
 
 @dataclass
@@ -54,7 +54,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
     Raises:
         FileNotFoundError: the recordings, or the checkpoint to resume from, are missing.
         ValueError: the folder holds a run and neither ``resume`` nor ``overwrite`` is set; a bad setting or file.
-        Diverged: the loss is no longer finite.
+        Diverged: the loss or the gradient is no longer finite.
+        FloatingPointError: with ``optim.detect_nonfinite``, the layer and the time step where that comes from.
     """
     folder = Path(config.output)
     accelerator = Accelerator(cpu=config.device == "cpu")
@@ -70,7 +71,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
     loader = train_loader(varied, order, config.optim.batch_size, config.data.workers)
     if not config.resume:
         _calibrate(network, frames, order, config)
-    optimizer = AdamW(network.parameters(), lr=config.optim.learning_rate, weight_decay=config.optim.weight_decay)
+    optimizer = _optimizer(network, config.optim)
     schedule = _schedule(optimizer, config.optim, len(loader))
     progress = _resume(folder, network, optimizer, schedule) if config.resume else Progress()
     if accelerator.is_main_process:
@@ -131,6 +132,11 @@ def _calibrate(network: Network, frames: PackedFrames, order: EpochOrder, config
         calibrate(network, words, rate=config.optim.calibrate)
 
 
+def _optimizer(network: nn.Module, optim: OptimConfig) -> AdamW:
+    """AdamW in one pass over all parameters."""
+    return AdamW(network.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
+
+
 def _schedule(optimizer: Optimizer, optim: OptimConfig, batches: int) -> LRScheduler:
     steps = optim.epochs * batches
     if optim.schedule == "one_cycle":
@@ -174,7 +180,7 @@ def _objective(model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig) 
 
 def _piece(model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig, state: Any) -> tuple[Tensor, Tensor, Any]:
     """The same of steps that go on from a state, and the state after them."""
-    with _spikes_of(model) as spikes:
+    with _spikes_of(model) if optim.rate_weight else nullcontext([]) as spikes:
         readout, state = model(x) if state is None else model(x, state)
     if optim.loss == "tet":
         loss = temporal_efficient_training(readout, labels, optim.tet_lambda, label_smoothing=optim.label_smoothing)
@@ -236,8 +242,8 @@ class _Trainer:
         self.model.train()
         losses, correct, seen, norms = 0.0, 0, 0, []
         batches = Waiting(self.loader)
-        for words, labels in batches:
-            loss, hits, norm = self._batch(words, labels, epoch)
+        for number, (words, labels) in enumerate(batches, 1):
+            loss, hits, norm = self._watched_batch(words, labels, f"epoch {epoch}, step {number}")
             losses, correct, seen = losses + loss * len(labels), correct + hits, seen + len(labels)
             norms.append(norm)
             display.batch(epoch, loss)
@@ -262,7 +268,17 @@ class _Trainer:
             **{f"rate/{name}": rate for name, rate in result.rates.items()},
         }
 
-    def _batch(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[float, int, float]:
+    def _watched_batch(self, x: Tensor, labels: Tensor, where: str) -> tuple[float, int, float]:
+        """:meth:`_batch`; on request, with the name of the layer that gives something not finite."""
+        if not self.config.optim.detect_nonfinite:
+            return self._batch(x, labels, where)
+        try:
+            with detect_nonfinite(self.accelerator.unwrap_model(self.model)):
+                return self._batch(x, labels, where)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{self.folder}: {where}: {error}") from None
+
+    def _batch(self, x: Tensor, labels: Tensor, where: str) -> tuple[float, int, float]:
         """One step of the optimizer: loss, correct answers, norm of the gradient."""
         optim = self.config.optim
         pieces = x.split(optim.truncate or len(x))
@@ -272,19 +288,24 @@ class _Trainer:
             loss, readout, state = _piece(self.model, piece, labels, optim, detach(state))
             loss = loss * (len(piece) / len(x))
             value += loss.item()
-            if not math.isfinite(value):
-                raise Diverged(
-                    f"{self.folder}: the loss is {value} in epoch {epoch}; "
-                    "try a lower optim.learning_rate or optim.clip_norm"
-                )
+            self._check_finite("the loss", value, where)
             self.accelerator.backward(loss)
             readouts.append(readout.detach())
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.clip_norm or math.inf)
+        if norm is not None:
+            self._check_finite("the norm of the gradient", float(norm), where)
         self.optimizer.step()
         self.schedule.step()
         classes = labels if labels.ndim == 1 else labels.argmax(1)  # of a mixed sample: the larger share's
         hits = int((logits(torch.cat(readouts), self.readout).argmax(1) == classes).sum())
         return value, hits, float(norm) if norm is not None else math.nan
+
+    def _check_finite(self, what: str, value: float, where: str) -> None:
+        if not math.isfinite(value):
+            raise Diverged(
+                f"{self.folder}: {what} is {value} in {where}; try a lower optim.learning_rate or optim.clip_norm; "
+                "--optim.detect_nonfinite true names the layer"
+            )
 
     def _save(self, row: dict[str, float], best: bool) -> None:
         """Write the checkpoints; last.json, written last, vouches for what lies beside it."""

@@ -109,5 +109,3 @@ def test_spikes_that_are_looked_at_are_numbers() -> None:
     rates = Network([BinaryLinear(8, 16), Leaky(0.9, activity=TargetRate(0.1)), BinaryLinear(16, 4), Leaky(0.9)])
     rates(spikes((20, 4, 8), 0.9))
     assert rates.layers[1].homeostasis.offset.abs().max() > 0  # pyright: ignore
-
-

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tbnn.ops.kernels import backend_for
+from tbnn.ops.kernels import autocasts, backend_for
 from tbnn.ops.lif.cell import RESETS, Cell, Rule, Second, check_trace
 from tbnn.ops.lif.fused import lif_fused
 from tbnn.ops.lif.gradient import SpikeGradient
@@ -14,8 +14,19 @@ from tbnn.ops.lif.reference import Statistics, lif_reference
 from tbnn.ops.lif.state import LifState, check_state
 
 __all__ = [
-    "Cell", "LifOutput", "LifState", "Rule", "Second", "SpikeGradient", "Statistics",
-    "check_current", "check_state", "check_trace", "lif", "lif_reference",
+    "Cell",
+    "LifOutput",
+    "LifState",
+    "Rule",
+    "Second",
+    "SpikeGradient",
+    "Statistics",
+    "check_current",
+    "check_state",
+    "check_trace",
+    "full_precision",
+    "lif",
+    "lif_reference",
 ]  # fmt: skip
 
 
@@ -51,8 +62,9 @@ def lif(
     detached. Other resets: "zero" (``v[t] = β·(1 − q[t−1])·v[t−1] + I[t]``) and "none". A second state makes synaptic and
     adaptive neurons of it, see :func:`tbnn.ops.lif.cell.advance`.
 
-    On the CPU one compiled scan forward and one backward; torch.compile breaks its graph around them. torch.export, which
-    cannot, unrolls the reference's loop; a check of values (target="trace", ``lengths``) it refuses.
+    On the CPU one compiled scan forward and one backward, for torch.compile one operator each; torch.export unrolls the
+    reference's loop. Neither checks values (target="trace", ``lengths``). Under torch.autocast currents of half precision
+    are widened: a membrane of eight bits would lose spikes.
 
     Args:
         current: I, (T, B, features...), T and B at least 1.
@@ -77,12 +89,13 @@ def lif(
     """
     gradient = gradient if gradient is not None else SpikeGradient()
     check_current(current)
+    current = full_precision(current)
     features = current.shape[2:]
     check_rule(reset, refractory, winners)
     rule = Rule(reset, refractory, winners)
     spread = None if second is None else Second(*(_per_feature(n, c, current) for n, c in second._asdict().items()))
     cell = Cell(_per_feature("beta", beta, current), _per_feature("threshold", threshold, current), spread)
-    if gradient.uses_trace:
+    if gradient.uses_trace and not torch.compiler.is_compiling():
         check_trace(cell, reset)
     state = check_state(state, current, with_trace=gradient.uses_trace, with_second=second is not None, rule=rule)
     steps, batch = current.shape[:2]
@@ -119,12 +132,18 @@ def check_current(current: Tensor) -> None:
         )
 
 
+def full_precision(current: Tensor) -> Tensor:
+    """The current a neuron integrates: as it is, or float32 where torch.autocast made half precision of it."""
+    half = current.dtype in (torch.bfloat16, torch.float16)
+    return current.float() if half and autocasts(current) else current
+
+
 def _alive(lengths: Tensor, current: Tensor) -> Tensor:
     steps, batch = current.shape[:2]
     if lengths.shape != (batch,) or lengths.dtype != torch.int64:
         raise ValueError(f"lengths: expected torch.int64 ({batch},), got {lengths.dtype} {tuple(lengths.shape)}")
     lengths = lengths.to(current.device)
-    if bool(((lengths < 0) | (lengths > steps)).any()):
+    if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > steps)).any()):
         raise ValueError(
             f"lengths: expected values in [0, {steps}], got {lengths.min().item()} to {lengths.max().item()}"
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tbnn.ops.kernels import as_numpy, backend_for, unexpanded, untraced
+from tbnn.ops.kernels import as_numpy, backend_for, unexpanded
 from tbnn.ops.lif import backward, cpu
 from tbnn.ops.lif.memory import reused
 from tbnn.ops.lif.target import INTEGRATE, Estimator
@@ -21,7 +21,12 @@ def leaky_integrate(current: Tensor, beta: Tensor, v0: Tensor, backend: str | No
 
         return integrate_gpu(current, beta, v0)
     if path == "cpu":
-        return _fused(current, beta, v0)
+        if torch.compiler.is_compiling():
+            from tbnn.ops.lif.operator import integrate_traced
+
+            return integrate_traced(current, beta, v0)
+        v: Tensor = _Integrate.apply(current, beta, v0)
+        return v
     return leaky_integrate_reference(current, beta, v0)
 
 
@@ -34,21 +39,10 @@ def leaky_integrate_reference(current: Tensor, beta: Tensor, v0: Tensor) -> Tens
     return torch.stack(out)
 
 
-@untraced
-def _fused(current: Tensor, beta: Tensor, v0: Tensor) -> Tensor:
-    v: Tensor = _Integrate.apply(current, beta, v0)
-    return v
-
-
 class _Integrate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: Tensor, beta: Tensor, v0: Tensor) -> Tensor:
-        current, beta, v0 = current.contiguous(), beta.contiguous(), v0.contiguous()
-        v = reused(current.shape, current.dtype)
-        layer, real, nothing = _arguments(v, beta, v0)
-        counter = np.empty((1, 1), nothing.start.dtype)
-        rows = cpu.rows_per_task(*v0.shape)
-        cpu.scan(as_numpy(current), layer, real, nothing, nothing, counter, rows, work=current.numel())
+        v = forward(current, beta, v0)
         ctx.save_for_backward(v, beta, v0)
         return v
 
@@ -56,17 +50,34 @@ class _Integrate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         v, beta, v0 = ctx.saved_tensors
-        layer, real, nothing = _arguments(v, beta, v0)
-        carry, dcurrent = torch.zeros_like(v0), reused(v.shape, v.dtype)
-        learn = np.zeros(cpu.COEFFICIENTS, bool)
-        learn[cpu.BETA] = ctx.needs_input_grad[1]
-        totals = v.new_zeros((1 if learn[cpu.BETA] else 0, *v0.shape))
-        factors = np.zeros((4, 1, beta.numel()), nothing.start.dtype)
-        backward.scan_backward(
-            Estimator(INTEGRATE), layer, real, real, nothing, nothing.steps[0], as_numpy(unexpanded(grads[0])), factors,
-            learn, cpu.rows_per_task(*v0.shape), as_numpy(carry[None]), as_numpy(totals), as_numpy(dcurrent), work=v.numel(),
-        )  # fmt: skip
-        return dcurrent, totals[cpu.BETA].sum(0) if learn[cpu.BETA] else None, carry
+        return backward_pass(grads[0], v, beta, v0, ctx.needs_input_grad[1])
+
+
+def forward(current: Tensor, beta: Tensor, v0: Tensor) -> Tensor:
+    """The scan forwards in time."""
+    v = reused(current.shape, current.dtype)
+    layer, real, nothing = _arguments(v, beta, v0)
+    counter = np.empty((1, 1), nothing.start.dtype)
+    rows = cpu.rows_per_task(*v0.shape)
+    cpu.scan(as_numpy(current), layer, real, nothing, nothing, counter, rows, work=current.numel())
+    return v
+
+
+def backward_pass(
+    dv: Tensor, v: Tensor, beta: Tensor, v0: Tensor, learns: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The scan backwards: the gradients of the current, of β if it ``learns``, and of v0."""
+    layer, real, nothing = _arguments(v, beta, v0)
+    carry, dcurrent = torch.zeros(v0.shape, dtype=v0.dtype), reused(v.shape, v.dtype)
+    learn = np.zeros(cpu.COEFFICIENTS, bool)
+    learn[cpu.BETA] = learns
+    totals = v.new_zeros((1 if learns else 0, *v0.shape))
+    factors = np.zeros((4, 1, beta.numel()), nothing.start.dtype)
+    backward.scan_backward(
+        Estimator(INTEGRATE), layer, real, real, nothing, nothing.steps[0], as_numpy(unexpanded(dv)), factors,
+        learn, cpu.rows_per_task(*v0.shape), as_numpy(carry[None]), as_numpy(totals), as_numpy(dcurrent), work=v.numel(),
+    )  # fmt: skip
+    return dcurrent, totals[cpu.BETA].sum(0) if learns else None, carry
 
 
 def _arguments(v: Tensor, beta: Tensor, v0: Tensor) -> tuple[cpu.Layer, cpu.Course, cpu.Course]:
