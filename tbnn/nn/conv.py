@@ -2,23 +2,26 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tbnn.nn.weights import BinaryWeight, Parts, Prepared, Product, Spikes
+from tbnn.ops.patches.reference import Pair, windows_over
 from tbnn.ops.quantize import Codes
 from tbnn.ops.quantize.estimators import Estimator
 from tbnn.ops.quantize.sparsify import SparsityLike
 from tbnn.ops.spike_products import planes_of
 from tbnn.ops.spike_products.conv import SpikeConv
+from tbnn.ops.spike_products.conv_gradients import ConvGradients
 
 Sizes = int | Sequence[int]
 Margins = Sequence[Sequence[int]]
+Sizes3 = tuple[int, int, int]
 
 FROM_BITS = 1 << 20  # weights times pixels: below, a float convolution is as fast
-UNPACKED = 1 << 22  # inputs unpacked together in backward
 
 
 class _BinaryConv(BinaryWeight, abstract=True):
@@ -156,6 +159,7 @@ class ConvProduct(Product):
     ) -> None:
         self.stride, self.padding, self.dilation, self.groups, self.block = stride, padding, dilation, groups, block
         self._on_bits: dict[torch.Size, SpikeConv | None] = {}
+        self._gradients: dict[torch.Size, ConvGradients] = {}
 
     def parts(self, x: Tensor, values: Tensor, sums: bool) -> Parts:
         per_group = values.shape[1]
@@ -198,34 +202,39 @@ class ConvProduct(Product):
         planes = planes_of(values.flatten(1))
         if planes is None:
             return None
-        first = (1,) * (3 - len(features))  # a sequence (C, L) is a frame (C, 1, L)
-        return SpikeConv(
-            (features[0], *first, *features[1:]),
-            planes,
+        shape, kernel, (stride, padding, dilation) = self._in_two_axes(features, values)
+        return SpikeConv(shape, planes, kernel, stride=stride, padding=padding, dilation=dilation, groups=self.groups)
+
+    def _in_two_axes(self, features: torch.Size, values: Tensor) -> tuple[Sizes3, Pair, tuple[Pair, Pair, Pair]]:
+        """The shape of a frame, the kernel's, and stride, padding and dilation: a sequence (C, L) is a frame (C, 1, L)."""
+        first = [1] * (3 - len(features))
+        wide: Any = [
             (*first, *values.shape[2:]),
-            stride=(*first, *self.stride),
-            padding=(*[0 for _ in first], *self.padding),
-            dilation=(*first, *self.dilation),
-            groups=self.groups,
-        )
+            (*first, *self.stride),
+            (*[0 for _ in first], *self.padding),
+            (*first, *self.dilation),
+        ]
+        return (features[0], *first, *features[1:]), wide[0], (wide[1], wide[2], wide[3])  # pyright: ignore[reportReturnType]
 
     def gradients_from_bits(
         self, dy: Tensor, spikes: Spikes, weight: Tensor, codes: Codes, sums: bool, needs: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Some frames unpacked at a time."""
-        frames = len(dy)
-        together = max(UNPACKED // spikes.features.numel(), 1)
-        dx = dy.new_empty((frames, *spikes.features)) if needs[0] else None
-        dweight = torch.zeros_like(weight) if needs[1] else None
-        for lo in range(0, frames, together):
-            part = slice(lo, lo + together)
-            x = spikes.unpacked(part) if needs[1] else dy.new_empty((len(dy[part]), *spikes.features))
-            dx_part, dweight_part = self.gradients(dy[part], x, weight, needs)
-            if dx is not None and dx_part is not None:
-                dx[part] = dx_part
-            if dweight is not None and dweight_part is not None:
-                dweight += dweight_part
+        features = spikes.features
+        if features not in self._gradients:
+            self._gradients[features] = self._gradients_for(features, codes, sums)
+        gradients = self._gradients[features]
+        wide, outputs = weight.reshape(*weight.shape[:2], *gradients.windows.kernel), len(weight)
+        dy = dy.reshape(len(dy), outputs, *gradients.windows.counts)
+        dx = gradients.input_gradient(dy, wide).view(-1, *features) if needs[0] else None
+        dweight = gradients.weight_gradient(dy, spikes.words).view_as(weight) if needs[1] else None
         return dx, dweight
+
+    def _gradients_for(self, features: torch.Size, codes: Codes, sums: bool) -> ConvGradients:
+        """The gradients of the convolution of packed frames."""
+        shape, kernel, sizes = self._in_two_axes(features, codes.values)
+        windows = windows_over("ConvProduct", shape, kernel, *sizes)
+        values = codes.values.reshape(*codes.values.shape[:2], *kernel)
+        return ConvGradients(shape, windows, self.groups, values, codes.scale, codes.offset if sums else None)
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         zeros = [0] * len(self.stride)

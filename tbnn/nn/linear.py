@@ -1,6 +1,5 @@
 """The linear layer with binary weights."""
 
-import torch
 from torch import Tensor
 
 from tbnn.bits import WORD_BITS
@@ -8,13 +7,18 @@ from tbnn.nn.weights import BinaryWeight, Parts, Prepared, Product, Spikes
 from tbnn.ops.quantize import Codes
 from tbnn.ops.quantize.estimators import Estimator
 from tbnn.ops.quantize.sparsify import SparsityLike
-from tbnn.ops.spike_products import Planes, input_gradient, planes_of, spike_linear, weight_gradient
+from tbnn.ops.spike_products import (
+    FEW,
+    FROM_BITS,
+    SHORT_BLOCK,
+    Planes,
+    input_gradient_of_blocks,
+    planes_of,
+    spike_linear,
+    weight_gradient,
+)
 
-# What the products from bits are worth it from: measured against float32 matrix products, which win below.
-FROM_BITS = 1 << 22  # rows·inputs·outputs
-FEW = 32  # rows, inputs or outputs
-SHORT_BLOCK = 64
-MOST_PLANES, MOST_SIGNED = 5, 2  # of the weights, forward and in the input's gradient
+MOST_PLANES = 5  # of the weights, forward
 
 
 class BinaryLinear(BinaryWeight):
@@ -121,23 +125,12 @@ class LinearProduct(Product):
         large = min(rows, outputs, inputs) >= FEW and rows * inputs * outputs >= FROM_BITS
         dx = dweight = None
         if needs[0]:
-            dx = self._input_gradient(dy, codes, sums) if large else None
+            planes = self._planes_of(codes.values, min(self.block or inputs, inputs)) if large else [None]
+            dx = input_gradient_of_blocks(dy, planes, codes.scale, codes.offset if sums else None)
             dx = dy @ weight if dx is None else dx
         if needs[1]:
             dweight = weight_gradient(dy, spikes.words, inputs) if large else dy.T @ spikes.unpacked()
         return dx, dweight
-
-    def _input_gradient(self, dy: Tensor, codes: Codes, sums: bool) -> Tensor | None:
-        """dy·Ŵ from the planes; None where a matrix product is as fast."""
-        inputs = codes.values.shape[1]
-        block = min(self.block or inputs, inputs)
-        planes = self._planes_of(codes.values, block) if block >= SHORT_BLOCK else [None]
-        parts = []
-        for k, some in enumerate(planes):
-            if some is None or len(some.factors) > MOST_SIGNED:
-                return None
-            parts.append(input_gradient(dy, some, codes.scale[:, k], codes.offset[:, k] if sums else None))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _planes_of(self, values: Tensor, block: int) -> list[Planes | None]:
         """The planes of each block of the values, made once."""

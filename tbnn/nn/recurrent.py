@@ -6,12 +6,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tbnn.nn.leaky import Leaky
 from tbnn.nn.linear import BinaryLinear
 from tbnn.nn.neuron import Neuron
 from tbnn.nn.recorded import Recorded
 from tbnn.nn.stateful import Stateful, guard, lengths_of
 from tbnn.ops.kernels import backend_for
+from tbnn.ops.layer_lif import Memory, WeightedSpikes
 from tbnn.ops.recurrent_lif import Feedback, recurrent_lif
 
 
@@ -32,14 +32,17 @@ class Recurrent(Recorded, Stateful):
     (B, features...). The layer's weights are quantised once a sequence. The neuron advances one step at a time, so the
     statistics of its gradient run over one step's batch and features, whatever its ``stats``.
 
-    On the CPU a sequence through plain :class:`Leaky` neurons that emit bits and a :class:`BinaryLinear` of few bits, one
-    block a row, is one fused call, forward and backward (:func:`tbnn.ops.recurrent_lif.recurrent_lif`); with a mask, and
-    everything else, a loop over time.
+    On the CPU a sequence through neurons of the library that emit bits and a :class:`BinaryLinear` of few bits, one block a
+    row, is one fused call, forward and backward (:func:`tbnn.ops.recurrent_lif.recurrent_lif`); all else is a loop over
+    time. So are statistics joined over processes.
 
     Args:
         neuron: a spiking neuron.
         recurrent_layer: from the neuron's features to the same.
         delay: steps a spike takes to return, at least 1.
+
+    Attributes:
+        memory: the share of steps whose states a fused call keeps for backward, see :data:`tbnn.ops.layer_lif.Memory`.
 
     Raises:
         ValueError: a delay below 1; a state of another shape; a layer that does not keep the features' shape.
@@ -56,16 +59,17 @@ class Recurrent(Recorded, Stateful):
         self.neuron = neuron
         self.recurrent_layer = recurrent_layer
         self.delay = delay
+        self.memory: Memory = "speed"
 
     def forward(
-        self, x: Tensor, state: RecurrentState | None = None, mask: Tensor | None = None
+        self, x: Tensor | WeightedSpikes, state: RecurrentState | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, RecurrentState]:
-        if x.ndim < 3 or x.numel() == 0:
+        if x.ndim < 3 or 0 in x.shape:
             raise ValueError(f"Recurrent: expected (T, B, features...), no axis empty, got {tuple(x.shape)}")
         lengths = None if mask is None else lengths_of(mask, *x.shape[:2], at_start=state is None)
         state = guard(state, "Recurrent")
-        fused = mask is None and self._fuses(x)
-        out, state = self._fused(x, state) if fused else self._run(x, state, mask)
+        fused = self._fused(x, state, lengths) if self._fuses(x) else None
+        out, state = self._run(_current(x), state, mask) if fused is None else fused
         self.neuron.observe(out, lengths)
         return out, state
 
@@ -76,36 +80,54 @@ class Recurrent(Recorded, Stateful):
         out, state = self._run(x.unsqueeze(0), guard(state, "Recurrent"), None if mask is None else mask.unsqueeze(0))
         return out.squeeze(0), state
 
-    def _fuses(self, x: Tensor) -> bool:
-        """Whether the fused kernels know this layer, these neurons and an input like x."""
+    @property
+    def fusible(self) -> bool:
+        """Whether the fused kernels know these neurons and this layer; if so :meth:`forward` also takes spikes and weights."""
         neuron, layer = self.neuron, self.recurrent_layer
-        if type(neuron) is not Leaky or type(layer) is not BinaryLinear:  # a class made of them may do something else
+        if (
+            type(layer) is not BinaryLinear or type(self)._run is not Recurrent._run
+        ):  # a class made of it may do otherwise
             return False
-        plain = neuron.refractory == 0 and neuron.winners is None and neuron.spike_gradient.emit == "bits"
+        known = type(neuron)._lif is Neuron._lif and type(neuron).run is Neuron.run
         coded = layer.bits is not None and (layer.block is None or layer.block >= layer.in_features)
-        known = x.shape[2:] == (layer.in_features,) and x.dtype == layer.weight.dtype
-        here = backend_for(x) == "cpu" and not torch.is_autocast_enabled("cpu") and type(self)._run is Recurrent._run
-        return plain and coded and known and here and not neuron.joined
+        return known and coded and neuron.spike_gradient.emit == "bits"
 
-    def _fused(self, x: Tensor, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
-        neuron, layer = cast("Leaky", self.neuron), cast("BinaryLinear", self.recurrent_layer)
-        past = torch.stack(self._past(x, state))
-        if not bool(((past == 0) | (past == 1)).all()):  # a state that no spikes left
-            return self._run(x, state, None)
+    def _fuses(self, x: Tensor | WeightedSpikes) -> bool:
+        """Whether a fused call takes an input like x."""
+        if not self.fusible or self.neuron.joined or torch.is_autocast_enabled("cpu"):
+            return False
+        layer = cast("BinaryLinear", self.recurrent_layer)
+        known = x.shape[2:] == (layer.in_features,) and x.dtype == layer.weight.dtype
+        return known and (isinstance(x, WeightedSpikes) or backend_for(x) == "cpu")
+
+    def _fused(
+        self, x: Tensor | WeightedSpikes, state: RecurrentState | None, lengths: Tensor | None
+    ) -> tuple[Tensor, RecurrentState] | None:
+        """What :meth:`forward` returns, but for a state that no spikes left."""
+        neuron, layer = self.neuron, cast("BinaryLinear", self.recurrent_layer)
+        past = torch.stack(self._past(x, state, layer.weight))
+        if not bool(((past == 0) | (past == 1)).all()):
+            return None
         weight, (values, scale, offset) = layer.quantized()
         feedback = Feedback(
             weight, values, scale.squeeze(1), None if layer.form == "linear" else offset.squeeze(1), layer.bias
         )
+        beta, second = neuron.coefficients()
         out, after, past = recurrent_lif(
             x,
             feedback,
-            neuron.coefficients().beta,
+            beta,
             neuron.effective_threshold(x.shape[2:]),
             None if state is None else state.neuron,
             past,
             delay=self.delay,
+            second=second,
             reset=neuron.reset_mechanism,
+            refractory=neuron.refractory,
+            winners=None if neuron.winners is None else neuron.winners.of(layer.in_features),
             gradient=neuron.step_gradient,
+            lengths=lengths,
+            memory=x.memory if isinstance(x, WeightedSpikes) else self.memory,
         )
         return out, RecurrentState(after, past[0] if self.delay == 1 else past)
 
@@ -114,7 +136,7 @@ class Recurrent(Recorded, Stateful):
         if n is not None and x.shape[2:] != (n,):
             raise ValueError(f"Recurrent: expected (T, B, {n}), got {tuple(x.shape)}")
         layer = prepared(self.recurrent_layer)
-        past = self._past(x, state)
+        past = self._past(x, state, x)
         neuron = None if state is None else state.neuron
         out = []
         for t, x_t in enumerate(x.unbind(0)):
@@ -134,10 +156,10 @@ class Recurrent(Recorded, Stateful):
                 past = [*past[1:], left]
         return torch.stack(out), RecurrentState(neuron, past[0] if self.delay == 1 else torch.stack(past))
 
-    def _past(self, x: Tensor, state: RecurrentState | None) -> list[Tensor]:
-        """What left the neuron in the last steps, oldest first."""
+    def _past(self, x: Tensor | WeightedSpikes, state: RecurrentState | None, like: Tensor) -> list[Tensor]:
+        """What left the neuron in the last steps, oldest first; at rest zeros, made ``like`` a tensor."""
         if state is None:
-            return [torch.zeros_like(x[0])] * self.delay
+            return [like.new_zeros(x.shape[1:])] * self.delay
         shape = x.shape[1:] if self.delay == 1 else (self.delay, *x.shape[1:])
         if state.out.shape != shape:
             raise ValueError(f"state.out: expected {tuple(shape)}, got {tuple(state.out.shape)}")
@@ -151,3 +173,7 @@ def prepared(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     """The layer as a function whose weights are quantised once."""
     prepare = getattr(layer, "prepare", None)
     return layer if prepare is None else prepare()
+
+
+def _current(x: Tensor | WeightedSpikes) -> Tensor:
+    return x.compose() if isinstance(x, WeightedSpikes) else x

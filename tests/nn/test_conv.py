@@ -111,7 +111,7 @@ def test_on_bits_the_convolutions_are_whole_numbers_then_scale_and_offset(g: dic
 def test_many_spikes_are_convolved_as_bits_with_the_same_result(
     kind: dict[str, Any], geometry: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tbnn.nn.conv.UNPACKED", 1000)  # a few frames at a time
+    monkeypatch.setattr("tbnn.ops.spike_products.conv_gradients.MOST_UNPACKED", 1000)  # a few frames at a time
     monkeypatch.setattr("tbnn.nn.conv.FROM_BITS", 1)
     torch.manual_seed(0)
     layer = BinaryConv2d(4, 6, **({"kernel_size": 3} | geometry), **kind)

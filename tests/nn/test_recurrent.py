@@ -1,5 +1,6 @@
 """Recurrence: against a hand-written loop and snntorch's RLeaky, step by step and in halves."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,7 +8,22 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from tbnn.nn import BinaryLinear, Leaky, LifState, Recurrent, RecurrentState, Synaptic
+from tbnn.nn import (
+    Adaptive,
+    AdLIF,
+    BinaryLinear,
+    Leaky,
+    LifState,
+    Network,
+    Recurrent,
+    RecurrentState,
+    Synaptic,
+    TargetRate,
+    Winners,
+)
+from tbnn.nn.fused import weighted_spikes
+from tbnn.nn.neuron import Neuron
+from tbnn.ops.layer_lif import plan
 
 
 def eighths(*shape: int) -> Tensor:
@@ -51,9 +67,11 @@ def test_equals_a_loop_over_steps(arguments: dict[str, Any]) -> None:
     x, weights = torch.randn(2, 11, 3, 9, dtype=torch.float64)
     leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
     out, last = recurrent(leaf)
-    quantised, state, back, loop = layer.quantized_weight(), None, torch.zeros(3, 9, dtype=torch.float64), []
+    state: Any = None
+    bias: Any = layer.bias
+    quantised, back, loop = layer.quantized_weight(), torch.zeros(3, 9, dtype=torch.float64), []
     for x_t in other.unbind(0):
-        back, state = neuron.step(x_t + back @ quantised.T + layer.bias, state)
+        back, state = neuron.step(x_t + back @ quantised.T + bias, state)
         loop.append(back)
     torch.testing.assert_close(out, torch.stack(loop), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(last.neuron.v, state.v, rtol=1e-9, atol=1e-9)
@@ -74,7 +92,8 @@ def test_steps_and_halves_equal_the_sequence(binary: bool) -> None:
     x, weights = eighths(13, 3, 6).double().requires_grad_(), torch.randn(13, 3, 6, dtype=torch.float64)
     leaves = [x, *recurrent.recurrent_layer.parameters()]
     out, last = recurrent(x)
-    state, steps = None, []
+    state: Any = None
+    steps = []
     for x_t in x.unbind(0):
         step, state = recurrent.step(x_t, state)
         steps.append(step)
@@ -171,3 +190,122 @@ def test_any_neuron_any_layer() -> None:
         Recurrent(Leaky(0.5), nn.Conv2d(3, 3, 3))(x)
     with pytest.raises(ValueError, match="from N to N channels, got 3 -> 4"):
         Recurrent(Leaky(0.5), nn.Conv2d(3, 4, 3))
+
+
+NEURONS: dict[str, Callable[[], Neuron]] = {
+    "leaky": lambda: Leaky(torch.linspace(0.5, 0.95, 37), learn_beta=True, learn_threshold=True),
+    "refractory": lambda: Leaky(0.9, 0.7, refractory=2, gradient="surrogate", reset_mechanism="zero"),
+    "synaptic": lambda: Synaptic(0.6, 0.8, learn_alpha=True, learn_beta=True, reset_mechanism="zero"),
+    "adaptive": lambda: Adaptive(0.9, 0.95, 0.2, learn_beta=True, learn_rho=True, learn_strength=True, refractory=1),
+    "adlif": lambda: AdLIF(0.7, 0.9, 0.5, 0.5, 0.3, learn_beta=True, learn_rho=True, learn_a=True, learn_b=True),
+    "trace": lambda: Synaptic(0.6, 0.8, target="trace", learn_alpha=True, learn_beta=True, learn_threshold=True),
+    "adaptive trace": lambda: Adaptive(0.8, 0.9, 0.1, target="trace", learn_rho=True, learn_strength=True),
+    "winners": lambda: Leaky(0.9, activity=Winners(4)),
+    "target rate": lambda: Leaky(0.9, activity=TargetRate(0.1)),
+}
+
+
+def results_of(
+    recurrent: Recurrent, x: Tensor, mask: Tensor | None, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, RecurrentState, list[Tensor]]:
+    """Output, state and gradients of x and all parameters: a run from rest and one on from its state."""
+    with monkeypatch.context() as patch:
+        if fused:
+            patch.setattr(Recurrent, "_run", _refused)
+            patch.setattr(Recurrent, "fusible", True)
+        else:
+            patch.setattr(Recurrent, "_fuses", lambda *_: False)
+        leaf = x.clone().requires_grad_()
+        first, state = recurrent(leaf[:4], None, None if mask is None else mask[:4])
+        second, state = recurrent(leaf[4:], state, None if mask is None else mask[4:])
+        out, parameters = torch.cat([first, second]), [p for p in recurrent.parameters() if p.requires_grad]
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out)
+        return out, state, list(torch.autograd.grad((weights * out).sum(), [leaf, *parameters]))
+
+
+def _refused(*_: Any) -> None:
+    raise RuntimeError("the loop over time")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", NEURONS)
+def test_the_fused_call_is_the_loop(kind: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every neuron, with a mask and in halves: spikes, states and the gradients of all that is learned."""
+    torch.manual_seed(4)
+    lengths = torch.tensor([11, 3, 8, 4])
+    mask = torch.arange(11).unsqueeze(1) < lengths if masked else None
+    delay = 2 if masked else 1
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        x = (0.8 * torch.randn(11, 4, 37, generator=torch.Generator().manual_seed(1)) + 0.4).to(dtype)
+        x = x if mask is None else torch.where(mask.unsqueeze(2), x, torch.nan)
+        layer = BinaryLinear(37, 37)
+        results = []
+        for fused in (True, False):
+            recurrent = Recurrent(NEURONS[kind](), layer, delay=delay).to(dtype)
+            recurrent.memory = "minimal"
+            results.append(results_of(recurrent, x, mask, fused, monkeypatch))
+        (out, state, grads), (want, want_state, want_grads) = results
+        assert torch.equal(out, want)
+        assert 0 < out.mean() < 0.9
+        assert torch.equal(state.out, want_state.out)
+        for a, b in zip(state.neuron, want_state.neuron, strict=True):
+            assert (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(grads, want_grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * max(1.0, b.abs().max().item()))
+
+
+def test_what_stays_a_loop() -> None:
+    layer = BinaryLinear(6, 6)
+    assert Recurrent(Leaky(0.5), layer).fusible
+    for other in (
+        Recurrent(Leaky(0.5, emit="denoised"), layer),
+        Recurrent(Leaky(0.5), BinaryLinear(6, 6, bits=None)),
+        Recurrent(Leaky(0.5), BinaryLinear(6, 6, block=2)),
+        Recurrent(Leaky(0.5), nn.Linear(6, 6)),
+    ):
+        assert not other.fusible
+        other(torch.rand(3, 2, 6))
+
+
+@pytest.mark.parametrize("memory", ["speed", "balanced", "minimal"])
+def test_spikes_and_weights_before_it(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the current that a binary layer makes of them: the same, in every memory mode."""
+    monkeypatch.setattr(plan, "CHUNK", 200)
+    monkeypatch.setattr(plan, "SPACING", 2)
+    torch.manual_seed(5)
+    before, recurrent = (
+        BinaryLinear(20, 33).double(),
+        Recurrent(Leaky(0.8, stats="step"), BinaryLinear(33, 33)).double(),
+    )
+    x = (torch.rand(9, 3, 20, dtype=torch.float64) < 0.4).double()
+    mask = torch.arange(9).unsqueeze(1) < torch.tensor([9, 5, 2])
+    parameters = [*before.parameters(), *recurrent.parameters()]
+    results = []
+    for fused in (True, False):
+        leaf = x.clone().requires_grad_()
+        given = weighted_spikes(before, leaf, None, memory) if fused else before(leaf)
+        out, state = recurrent(given, None, mask)
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        results.append((out, state, torch.autograd.grad((weights * out).sum(), [leaf, *parameters])))
+    (out, state, grads), (want, want_state, want_grads) = results
+    assert torch.equal(out, want)
+    assert_same_state(state, want_state)
+    torch.testing.assert_close(grads, want_grads, rtol=1e-9, atol=1e-9)
+
+
+def test_a_state_that_no_spikes_left_takes_the_loop() -> None:
+    recurrent, x = Recurrent(Leaky(0.5), BinaryLinear(6, 6)), torch.rand(3, 2, 6)
+    past = torch.rand(2, 6)
+    out, _ = recurrent(x, RecurrentState(None, past))
+    want, _ = Leaky(0.5)((x[0] + recurrent.recurrent_layer(past)).unsqueeze(0))
+    assert torch.equal(out[:1], want)
+
+
+def test_within_a_network() -> None:
+    """Two recurrent layers, a mask, and bits that the first one's kernel leaves."""
+    torch.manual_seed(6)
+    network = Network([BinaryLinear(12, 40), Recurrent(Adaptive(0.9), BinaryLinear(40, 40)), BinaryLinear(40, 5)])
+    x, mask = (torch.rand(8, 3, 12) < 0.4).float(), torch.arange(8).unsqueeze(1) < torch.tensor([8, 3, 5])
+    y, _ = network(x, mask=mask)
+    for b, n in enumerate((8, 3, 5)):
+        assert torch.equal(network(x[:n, b : b + 1])[0], y[:n, b : b + 1])

@@ -1,7 +1,8 @@
 """Packed frames convolved with packed signs: against torch's convolution and the patches' product, at odd sizes."""
 
 import doctest
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tbnn.ops.binary_conv
-from tbnn.bits import pack_bits
+from tbnn.bits import pack_bits, wide_words
 from tbnn.nn import BinaryConv2d
-from tbnn.ops.binary_conv import binary_conv2d
+from tbnn.ops.binary_conv import ConvProducts, binary_conv2d
+from tbnn.ops.patches.reference import windows_over
 
 Pair = tuple[int, int]
 
@@ -68,10 +70,61 @@ def test_equals_torchs_convolution(
     shape = (per_group[0] * groups, height, width)
     x, w = operands(2, shape, per_group[1] * groups, kernel, groups, density)
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    for backend in ("cpu", "reference", None):
-        y = binary_conv2d(packed(x), packed(w), shape, kernel, backend=backend, **options)
+    want = F.conv2d(x.float(), w, **options)
+    for backend, spikes in (("cpu", False), ("cpu", True), ("reference", False), (None, False)):
+        with one_by_one(spikes):
+            y = binary_conv2d(packed(x), packed(w), shape, kernel, backend=backend, **options)
         assert y.dtype == torch.int32
-        assert torch.equal(y.float(), F.conv2d(x.float(), w, **options))
+        assert torch.equal(y.float(), want)
+
+
+@contextmanager
+def one_by_one(spikes: bool) -> Iterator[None]:
+    """The product spike by spike, or from popcounts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConvProducts, "_few", lambda *_: spikes)
+        yield
+
+
+@pytest.mark.parametrize("planes", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [np.int32, np.int16])
+@pytest.mark.parametrize(
+    "geometry", [{}, {"stride": (3, 2), "padding": ((5, 1), (0, 6))}, {"dilation": (1, 3)}], ids=str
+)
+def test_both_ways_count_the_same(planes: int, dtype: Any, geometry: dict[str, Any]) -> None:
+    """Products of several planes, the spikes under each window, and how many weight bits were met."""
+    rng = np.random.default_rng(0)
+    words = packed(torch.from_numpy(rng.random((5, 4, 10, 13)) < 0.2)).numpy()
+    options: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1} | geometry
+    windows = windows_over("test", (4, 10, 13), (3, 4), **options)
+    bits = rng.integers(0, 2, (planes, 36, 24))
+    products = ConvProducts(
+        (4, 10, 13),
+        windows,
+        2,
+        np.stack([pack_bits(torch.from_numpy(b)).numpy() for b in bits]),
+        (1, 2, 8)[:planes],
+        -3,
+    )
+    found = []
+    for spikes in (False, True):
+        out, totals = (np.full((5, n, products.pixels), 77, dtype) for n in (36, 2))
+        with one_by_one(spikes):
+            found.append((products.fill(words, out, totals), out, totals))
+    (met, out, totals), (also, again, counted) = found
+    assert met == also
+    assert np.array_equal(out, again)
+    assert np.array_equal(totals, counted)
+
+
+def test_few_spikes_are_added_one_by_one_where_the_sums_fit() -> None:
+    x, w = operands(20, (16, 17, 17), 32, (5, 5), density=0.05)
+    windows = windows_over("test", (16, 17, 17), 5, 1, 2, 1)
+    signs, rare, often = packed(w).numpy()[None], packed(x).numpy(), packed(torch.ones_like(x)).numpy()
+    few = lambda products, words: products._few(wide_words(words), 32)  # noqa: E731
+    assert few(ConvProducts((16, 17, 17), windows, 1, signs, (2,), -1), rare)
+    assert not few(ConvProducts((16, 17, 17), windows, 1, signs, (2,), -1), often)
+    assert not few(ConvProducts((16, 17, 17), windows, 1, signs, (200,), -100), rare)
 
 
 def test_margins_are_those_of_the_layer() -> None:

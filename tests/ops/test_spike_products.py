@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -11,7 +11,9 @@ from tbnn.bits import pack_bits, unpack_bits
 from tbnn.ops.spike_products import (
     FEW_EVENTS,
     Planes,
+    WeightGradient,
     input_gradient,
+    input_gradient_of_blocks,
     input_gradient_reference,
     pack_spikes,
     planes_of,
@@ -142,6 +144,37 @@ def test_both_ways_to_the_weight_gradient_are_taken() -> None:
                 some += np.outer(dy[m].numpy(), x[m].numpy())
             total += some
         assert np.array_equal(weight_gradient(dy, pack_bits(x), 40).numpy(), total) is one_by_one
+
+
+@given(outputs=sizes, inputs=sizes, seed=st.integers(0, 99))
+@settings(max_examples=20)
+def test_the_weight_gradient_adds_up_over_calls(outputs: int, inputs: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    total = WeightGradient(outputs, inputs)
+    want = torch.zeros(outputs, inputs)
+    assert torch.equal(total.total(), want)
+    for rows, density in ((3, 0.02), (130, 0.9), (200, 0.1), (64, 0.6)):
+        words, dy = pack_bits(spikes(rows, inputs, density, seed)), sixty_fourths(rows, outputs)
+        total.add(dy, words)
+        want += weight_gradient_reference(dy.double(), words, inputs).float()
+    assert torch.equal(total.total(), want)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_input_gradient_of_blocks(blocks: int) -> None:
+    torch.manual_seed(0)
+    dy, values = sixty_fourths(400, 130), values_of((-1, 1), 130, 128)
+    scale, offset = torch.randint(1, 5, (130, blocks)) / 4, torch.randint(-4, 5, (130, blocks)) / 4
+    planes = [planes_of(part) for part in values.split(128 // blocks, 1)]
+    weight = values * scale.repeat_interleave(128 // blocks, 1) + offset.repeat_interleave(128 // blocks, 1)
+    out = torch.full((400, 128), torch.nan)
+    got = input_gradient_of_blocks(dy, planes, scale, offset, out)
+    assert got is not None
+    assert got.data_ptr() == out.data_ptr()
+    assert torch.equal(out.double(), dy.double() @ weight.double())
+    assert input_gradient_of_blocks(dy[:20], planes, scale, offset) is None
+    assert input_gradient_of_blocks(dy.double(), planes, scale, offset) is None
+    assert input_gradient_of_blocks(dy, [None] * blocks, scale, offset) is None
 
 
 def test_refused() -> None:

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tbnn.bits import check_words, wide_words
+from tbnn.bits import check_words, unpack_bits_numpy, wide_words
 from tbnn.ops.binary_conv.cpu import ConvKernel, binary_conv2d_cpu
+from tbnn.ops.binary_conv.events import LANES, EventKernel, conv2d_events_cpu
 from tbnn.ops.binary_conv.reference import binary_conv2d_reference
+from tbnn.ops.binary_linear.tile import STRIP
 from tbnn.ops.kernels import as_numpy, backend_for
 from tbnn.ops.patches import check_groups
 from tbnn.ops.patches.cpu import arguments
@@ -19,7 +22,15 @@ from tbnn.ops.patches.reference import Margins, Sizes, Windows, windows_over
 __all__ = ["ConvProducts", "binary_conv2d", "binary_conv2d_reference"]
 
 Words = npt.NDArray[np.int32]
+Counts = npt.NDArray[Any]  # int32 or int16
 
+# ns on one Zen 4 core at 3.7 GHz; only their ratios matter.
+COUNTED, COUNTED_WORD = 1.2, 0.13  # a lane of a strip of popcounts, and each word of it
+ADDED = 0.54  # 16 outputs at a spike and a tap
+WRITTEN = 0.38  # an output from a tile of sums, and a sum of the tile
+
+TOGETHER = 16  # frames of a task of events, at most
+MOST_SUM = 32767  # of a tile
 TASKS = 8  # at least, for as many threads; a band of rows loads the rows above and below it once more
 
 
@@ -41,6 +52,7 @@ class ConvProducts:
         self.shape, self.windows, self.groups = shape, windows, groups
         self.pixels = math.prod(windows.counts)
         self._kernels: dict[int, ConvKernel] = {}
+        self._events: EventKernel | None = None
 
     def kernel(self, band: int) -> ConvKernel:
         """What the kernels take, for tasks of ``band`` rows of windows."""
@@ -62,17 +74,64 @@ class ConvProducts:
             self._kernels[band] = ConvKernel._make([self.planes, self.factors, self.constant, *sizes, *tables])
         return self._kernels[band]
 
-    def fill(self, frames: Words, out: Words, totals: Words | None = None) -> int:
+    def fill(self, frames: Words, out: Counts, totals: Counts | None = None) -> int:
         """Packed frames (M, words) -> out (M, N, OH·OW), filled; totals (M, groups, OH·OW): the spikes under each window.
 
-        Returns how often a spike met a weight bit of the last plane, or of any where there are two.
+        Both int32, or int16 where the sums fit. By popcounts, or spike by spike where that should take less time: the same
+        numbers. Returns how often a spike met a weight bit of the last plane, or of any where there are two.
         """
-        count, rows = len(frames), self.windows.counts[0]
-        totals = np.empty((count, self.groups, self.pixels), np.int32) if totals is None else totals
+        count, rows, packed = len(frames), self.windows.counts[0], wide_words(frames)
+        totals = np.empty((count, self.groups, self.pixels), out.dtype) if totals is None else totals
+        if self._few(packed, out.shape[1]):
+            events = self.events()
+            met = np.empty(count, np.int64)
+            together = min(TOGETHER, -(-count // torch.get_num_threads()))
+            conv2d_events_cpu(packed, events, together, out, totals, met, work=out.size)
+            return int(met.sum())
         band = max(1, -(-rows // -(-TASKS // max(count, 1))))
         met = np.empty((count, -(-rows // band)), np.int64)
-        binary_conv2d_cpu(wide_words(frames), self.kernel(band), out, totals, met, work=self.work(out.size))
+        binary_conv2d_cpu(packed, self.kernel(band), out, totals, met, work=self.work(out.size))
         return int(met.sum())
+
+    def _few(self, packed: npt.NDArray[np.uint64], outputs: int) -> bool:
+        """Whether adding spike by spike should be faster than popcounts."""
+        (oh, ow), taps, frames = self.windows.counts, math.prod(self.windows.kernel), len(packed)
+        highest = max(abs(self.constant), abs(int(self.factors.sum()) + self.constant)) * self.shape[0] // self.groups
+        if highest * taps > MOST_SUM or frames < torch.get_num_threads():
+            return False
+        strips = -(-oh // (STRIP // ow)) if ow <= STRIP else oh * -(-ow // STRIP)
+        counted = strips * STRIP * outputs * (COUNTED + self.work(1) * COUNTED_WORD)
+        span = [(k - 1) * d for k, d in zip(self.windows.kernel, self.windows.dilation, strict=True)]
+        places = math.prod(size + more for size, more in zip(self.shape[1:], span, strict=True))
+        lanes = -(-outputs // self.groups // LANES)
+        room = frames * (counted - WRITTEN * (outputs * self.pixels + self.groups * lanes * LANES * places))
+        return room > 0 and int(np.bitwise_count(packed).sum(dtype=np.int64)) * taps * lanes * ADDED < room
+
+    def events(self) -> EventKernel:
+        """What the kernel that adds spike by spike takes."""
+        if self._events is None:
+            windows, channels = self.windows, self.shape[0] // self.groups
+            bits = unpack_bits_numpy(self.planes.view(np.int32), channels * math.prod(windows.kernel)).astype(np.int16)
+            values = np.tensordot(self.factors.astype(np.int16), bits, 1) + np.int16(self.constant)
+            shaped = values.reshape(self.groups, -1, channels, *windows.kernel).transpose(0, 2, 3, 4, 1)[:, :, :, ::-1]
+            weights = np.zeros((*shaped.shape[:4], -(-shaped.shape[4] // LANES) * LANES), np.int16)
+            weights[..., : shaped.shape[4]] = shaped
+            met = (bits[-1] if len(bits) != 2 else bits.sum(0)).reshape(self.groups, -1, channels, *windows.kernel)
+            geometry = *windows.counts, *windows.stride, *windows.dilation, *windows.before
+            self._events = EventKernel._make([weights, self._met(met.sum(1)), *self.shape[1:], *geometry])
+        return self._events
+
+    def _met(self, bits: npt.NDArray[Any]) -> Words:
+        """How many weight bits a spike at each place of a frame meets, (C·H·W,), of those of each tap (groups, C/groups, kh, kw)."""
+        (kh, kw), (sh, sw), (dh, dw), before, (oh, ow) = self.windows
+        ends = [max(b + size, e) for b, size, e in zip(before, self.shape[1:], self.windows.extent, strict=True)]
+        found = np.zeros((self.shape[0], *ends), np.int32)
+        for i in range(kh):
+            for j in range(kw):
+                part = found[:, i * dh : i * dh + (oh - 1) * sh + 1 : sh, j * dw : j * dw + (ow - 1) * sw + 1 : sw]
+                part += bits[..., i, j].reshape(-1, 1, 1)
+        top, left = before
+        return found[:, top : top + self.shape[1], left : left + self.shape[2]].ravel()
 
     def work(self, values: int) -> int:
         """Word operations behind so many output values."""

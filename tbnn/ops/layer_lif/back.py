@@ -12,7 +12,6 @@ from tbnn.ops.kernels import as_numpy, fresh
 from tbnn.ops.layer_lif.cpu import gradient_sums
 from tbnn.ops.layer_lif.passage import Array, Chunk, Layout, Passage, Totals, unstacked
 from tbnn.ops.layer_lif.plan import Plan
-from tbnn.ops.layer_lif.products import input_gradient, weight_gradient
 from tbnn.ops.layer_lif.weighted import Convolution
 from tbnn.ops.lif import backward
 
@@ -37,7 +36,7 @@ class WayBack:
         passage, plan, layout: the way there, and of what a checkpoint is made.
         kept: what it left.
         weight: Ŵ.
-        convolution, inputs: what the weights' product is.
+        convolution, inputs: what x is of: frames, or so many inputs.
         needs: whether x, Ŵ, bias and coefficients take a gradient.
     """
 
@@ -46,7 +45,6 @@ class WayBack:
         convolution: Convolution | None, inputs: int, needs: tuple[bool, ...],
     ) -> None:  # fmt: skip
         self.passage, self.plan, self.layout, self.kept, self.weight = passage, plan, layout, kept, weight
-        self.convolution, self.inputs = convolution, inputs
         spans = [span for i, segment in enumerate(plan.segments) if plan.keeps(i) for span in plan.chunks(segment)]
         self.states = {lo: as_numpy(states) for (lo, _), states in zip(spans, kept.states, strict=True)}
         self.learns = needs[3] and bool(passage.settings.learn.any())
@@ -55,7 +53,7 @@ class WayBack:
         self.totals = np.zeros((count, passage.batch, passage.features), passage.dtype)
         shape = (inputs,) if convolution is None else convolution.shape
         self.dx = fresh((plan.steps, passage.batch, *shape), weight.dtype) if needs[0] else None
-        self.dweight = torch.zeros_like(weight) if needs[1] else None
+        self._dweight = passage.products.weight_gradient(weight) if needs[1] else None
         self.dbias = weight.new_zeros(weight.shape[0]) if needs[2] else None
 
     def run(self, dout: Array, dlast: Tensor | None, sums: Totals | None) -> Array:
@@ -68,6 +66,11 @@ class WayBack:
             while chunks:
                 self._step_back(chunks.pop(), dout, factors, carry)
         return carry
+
+    @property
+    def dweight(self) -> Tensor | None:
+        """The gradient of Ŵ."""
+        return None if self._dweight is None else self._dweight.total()
 
     def _chunks(self, index: int) -> list[Chunk]:
         """A segment's chunks, in order."""
@@ -92,10 +95,10 @@ class WayBack:
         )  # fmt: skip
         rows = dcurrent.view(-1, passage.features)
         if self.dx is not None:
-            input_gradient(rows, self.weight, self.convolution, self.dx[lo:hi].flatten(0, 1))
-        if self.dweight is not None:
+            passage.products.input_gradient(rows, self.weight, self.dx[lo:hi].flatten(0, 1))
+        if self._dweight is not None:
             words = self.kept.words[lo:hi].reshape(len(rows), -1)
-            self.dweight += weight_gradient(rows, words, self.inputs, self.convolution, self.weight)
+            self._dweight.add(rows, words)
         if self.dbias is not None:
             self.dbias += rows.view(len(rows), len(self.dbias), -1).sum((0, 2))
 

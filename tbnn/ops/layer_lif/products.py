@@ -1,21 +1,21 @@
-"""Products of packed spikes with weights: forward by popcounts, backward with Ŵ in floating point."""
+"""Products of packed spikes with weights, and the gradients of both."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tbnn.bits import pack_bits_numpy, unpack_bits, wide_words, words_for
+from tbnn.bits import pack_bits_numpy, wide_words, words_for
 from tbnn.ops import spike_products
 from tbnn.ops.binary_conv import ConvProducts
 from tbnn.ops.binary_linear import WeightColumns, weight_columns
 from tbnn.ops.binary_linear.choice import binary_product_cpu
 from tbnn.ops.kernels import NUMPY_DTYPES, as_numpy
-from tbnn.ops.layer_lif.weighted import Convolution, Weights
+from tbnn.ops.layer_lif.weighted import Weights
 from tbnn.ops.packed_lif.cpu import Drive, drive_values
+from tbnn.ops.spike_products.conv_gradients import ConvGradients
 
 Words = npt.NDArray[np.int32]
 Reals = npt.NDArray[Any]
@@ -63,10 +63,14 @@ class Products:
         self.bias: Any = self.nothing if weights.bias is None else as_numpy(weights.bias)
         values, scale, offset = weights.values.flatten(1), as_numpy(weights.scale), as_numpy(weights.offset)
         row = values.shape[1]
-        self.conv, self.blocks = None, []
+        self.conv, self.gradients, self.blocks = None, None, []
+        self.planes: list[spike_products.Planes] = []
+        self.scales = weights.scale.detach()
+        self.offsets = None if weights.offset is None else weights.offset.detach()
         if weights.convolution is not None:
             shape, windows, groups, _ = weights.convolution
             self.conv = ConvProducts(shape, windows, groups, *planes_of(values))
+            self.gradients = ConvGradients(shape, windows, groups, weights.values.detach(), self.scales, self.offsets)
             self.scale: Any = scale[:, 0].copy()
             self.offset: Any = self.nothing if offset is None else offset[:, 0].copy()
             return
@@ -74,6 +78,7 @@ class Products:
         for k, lo in enumerate(range(0, row, block)):
             hi = min(lo + block, row)
             planes, factors, constant = planes_of(values[:, lo:hi])
+            self.planes.append(spike_products.Planes(planes, factors, constant, hi - lo))
             wide = [wide_words(plane) for plane in planes]
             own = scale[:, k].copy(), self.nothing if offset is None else offset[:, k].copy()
             each = [(w, weight_columns(w), factor) for w, factor in zip(wide, factors, strict=True)]
@@ -111,6 +116,44 @@ class Products:
         drive = Drive(*shaped, self.scale, self.offset, self.bias, self.no_values)
         drive_values(drive, out, work=out.size)
 
+    def input_gradient(self, dcurrent: Tensor, weight: Tensor, out: Tensor) -> None:
+        """Fill out (M, inputs...) with the gradient of M steps' spikes: dcurrent (M, F) through Ŵ."""
+        if self.gradients is not None:
+            dy = dcurrent.view(len(dcurrent), -1, *self.gradients.windows.counts)
+            self.gradients.input_gradient(dy, weight, out.view(len(out), *self.gradients.shape))
+            return
+        flat = out.view(len(out), -1)
+        if spike_products.input_gradient_of_blocks(dcurrent, self.planes, self.scales, self.offsets, flat) is None:
+            torch.matmul(dcurrent, weight, out=flat)
+
+    def weight_gradient(self, weight: Tensor) -> "WeightGradient":
+        """What adds up the gradient of Ŵ, chunk by chunk."""
+        return WeightGradient(self.gradients, weight)
+
+
+class WeightGradient:
+    """The gradient of Ŵ as a sum over chunks of steps."""
+
+    def __init__(self, convolution: ConvGradients | None, weight: Tensor) -> None:
+        self.convolution, self.weight = convolution, weight
+        kernels = convolution is None and weight.dtype == torch.float32
+        self._sums = spike_products.WeightGradient(*weight.shape) if kernels else None
+        self._total = weight.new_empty(0) if kernels else torch.zeros_like(weight)
+
+    def add(self, dcurrent: Tensor, words: Tensor) -> None:
+        """Add the share of dcurrent (M, F) and the packed spikes (M, words)."""
+        if self._sums is not None:
+            self._sums.add(dcurrent, words)
+        elif self.convolution is None:
+            self._total += spike_products.weight_gradient(dcurrent, words, self.weight.shape[1])
+        else:
+            dy = dcurrent.view(len(dcurrent), -1, *self.convolution.windows.counts)
+            self._total += self.convolution.weight_gradient(dy, words)
+
+    def total(self) -> Tensor:
+        """The sum, of Ŵ's shape."""
+        return self._total if self._sums is None else self._sums.total()
+
 
 def _multiply(spikes: Words, block: _Block) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Spikes (M, words) times the values of a block, (M, N), and the number of spikes of each row."""
@@ -121,43 +164,3 @@ def _multiply(spikes: Words, block: _Block) -> tuple[npt.NDArray[np.int32], npt.
     for j, (rows, columns, factor) in enumerate(block.planes):
         binary_product_cpu(wide, rows, columns, ones, factor, nothing if j else shift, j > 0, product)
     return product, ones
-
-
-def input_gradient(dcurrent: Tensor, weight: Tensor, conv: Convolution | None, out: Tensor) -> None:
-    """Fill out (M, inputs...) with the gradient of M steps' spikes: dcurrent (M, F) through Ŵ."""
-    if conv is None:
-        torch.matmul(dcurrent, weight, out=out.view(len(out), -1))
-        return
-    padded = torch.empty((), dtype=out.dtype).expand(len(out), *_padded_shape(conv))
-    dx = _convolution_gradients(dcurrent, padded, weight, conv, (True, False))[0]
-    (top, _), (left, _) = conv.margins
-    out.view(len(out), *conv.shape).copy_(dx[:, :, top : top + conv.shape[1], left : left + conv.shape[2]])
-
-
-def weight_gradient(dcurrent: Tensor, words: Tensor, n: int, conv: Convolution | None, weight: Tensor) -> Tensor:
-    """The gradient of Ŵ, of its shape, from dcurrent (M, F) and the packed spikes (M, words) of n inputs."""
-    if conv is None and dcurrent.dtype == torch.float32:
-        return spike_products.weight_gradient(dcurrent.contiguous(), words, n)
-    x = unpack_bits(words, n, dtype=dcurrent.dtype)
-    if conv is None:
-        return dcurrent.T @ x
-    margins = [side for margin in reversed(conv.margins) for side in margin]
-    frames = F.pad(x.reshape(-1, *conv.shape), margins)
-    return _convolution_gradients(dcurrent, frames, weight, conv, (False, True))[1]
-
-
-def _padded_shape(conv: Convolution) -> tuple[int, int, int]:
-    channels, height, width = conv.shape
-    (top, bottom), (left, right) = conv.margins
-    return channels, height + top + bottom, width + left + right
-
-
-def _convolution_gradients(
-    dcurrent: Tensor, frames: Tensor, weight: Tensor, conv: Convolution, needs: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    windows = conv.windows
-    dy = dcurrent.reshape(len(dcurrent), -1, *windows.counts)
-    dx, dweight, _ = torch.ops.aten.convolution_backward(
-        dy, frames, weight, None, windows.stride, (0, 0), windows.dilation, False, (0, 0), conv.groups, [*needs, False]
-    )
-    return dx, dweight

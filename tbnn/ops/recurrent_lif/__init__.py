@@ -4,14 +4,15 @@ import torch
 from torch import Tensor
 
 from tbnn.ops.kernels import backend_for
-from tbnn.ops.lif import Cell, LifState, SpikeGradient, check_rule, check_state, check_trace
+from tbnn.ops.layer_lif import Memory, WeightedSpikes, share_of
+from tbnn.ops.lif import Cell, LifState, Rule, Second, SpikeGradient, check_rule, check_state, check_trace
 from tbnn.ops.recurrent_lif.reference import Feedback, RecurrentResult, recurrent_lif_reference
 
 __all__ = ["Feedback", "RecurrentResult", "recurrent_lif", "recurrent_lif_reference"]
 
 
 def recurrent_lif(
-    current: Tensor,
+    current: Tensor | WeightedSpikes,
     feedback: Feedback,
     beta: Tensor | float,
     threshold: Tensor | float = 1.0,
@@ -19,26 +20,37 @@ def recurrent_lif(
     past: Tensor | None = None,
     *,
     delay: int = 1,
+    second: Second | None = None,
     reset: str = "subtract",
+    refractory: int = 0,
+    winners: int | None = None,
     gradient: SpikeGradient | None = None,
+    lengths: Tensor | None = None,
+    memory: Memory | None = None,
     backend: str | None = None,
 ) -> RecurrentResult:
-    """Run currents through leaky neurons whose spikes come back ``delay`` steps later.
+    """Run currents through neurons whose spikes come back ``delay`` steps later.
 
-    ``v[t] = β·v[t−1] + I[t] + Ŵ·q[t−delay] + bias − θ·q[t−1]``, ``q[t] = 1[v[t] > θ]``; resets as in
-    :func:`tbnn.ops.lif.lif`. On the CPU one kernel runs all steps forward and one backward, with the weights as bits;
-    the membranes and a bit a spike are kept between them. Spikes equal the reference's bit for bit.
+    ``v[t] = β·v[t−1] + I[t] + Ŵ·q[t−delay] + bias − θ·q[t−1]``, ``q[t] = 1[v[t] > θ]``; resets, second states and gates as in
+    :func:`tbnn.ops.lif.lif`. On the CPU compiled kernels run chunks of steps forward and backward, with the weights as bits.
+    Spikes equal the reference's bit for bit.
 
     Args:
-        current: I, (T, B, N), T, B and N at least 1.
+        current: I, (T, B, N), T, B and N at least 1; or the spikes and weights that make it, which are multiplied chunk by
+            chunk: ``emitted`` then holds the spikes that left, packed.
         feedback: the weights; differentiable in ``weight`` and ``bias``.
         beta, threshold: floats, or tensors that broadcast to (N,).
         state: of the neurons after an earlier sequence; None means rest.
         past: (delay, B, N), the spikes 0/1 of the last steps, oldest first; None: none.
         delay: steps a spike takes to return, at least 1.
-        reset: "subtract", "zero" or "none".
+        second, reset, refractory, winners: as in :func:`tbnn.ops.lif.lif`.
         gradient: the estimator; bits leave, and its statistics run over a step's batch and neurons, so ``emit`` must be
             "bits" and ``stats`` "step". The default is the DDT of the soft spike.
+        lengths: how many steps of each sequence there are, (B,) int64 in [0, T]; past them the state and the spikes on
+            their way stand still, the output is 0 and nothing counts. None: all.
+        memory: the share of steps whose states are kept for backward, see :data:`tbnn.ops.layer_lif.Memory`; the rest is
+            worked out again from checkpoints, which takes the current: a tensor is then kept itself, in place of two or
+            more states (a single one is kept in any mode). None: that of the weighted spikes, else "speed".
         backend: for tests; the tensor's device decides otherwise.
 
     Returns:
@@ -46,32 +58,56 @@ def recurrent_lif(
         target="trace".
 
     Raises:
-        ValueError: wrong shapes, dtypes or devices; spikes other than 0 and 1; another ``emit`` or ``stats``; target="trace"
-            where it does not hold.
+        ValueError: wrong shapes, dtypes or devices; spikes other than 0 and 1; another ``emit`` or ``stats``; weights of
+            a convolution; target="trace" where it does not hold.
 
-    Source: arXiv 2409.09245 for the DDT.
+    Source: arXiv 2409.09245 for the DDT; checkpoints: Gruslys et al., "Memory-efficient backpropagation through time",
+    NeurIPS 2016.
     """
     gradient = gradient if gradient is not None else SpikeGradient(stats="step")
     if gradient.emit != "bits" or gradient.stats != "step":
         raise ValueError(
             f"recurrent_lif: expected emit='bits' and stats='step', got {gradient.emit!r} and {gradient.stats!r}"
         )
-    if current.ndim != 3 or current.numel() == 0 or not current.is_floating_point():
+    if len(current.shape) != 3 or 0 in current.shape or not current.dtype.is_floating_point:
         raise ValueError(
             f"recurrent_lif: expected floating point (T, B, N), no axis empty, got {current.dtype} {tuple(current.shape)}"
         )
-    check_rule(reset, 0, None)
-    _check_feedback(feedback, current)
-    cell = Cell(_per_neuron("beta", beta, current), _per_neuron("threshold", threshold, current))
+    check_rule(reset, refractory, winners)
+    rule = Rule(reset, refractory, winners)
+    weighted = isinstance(current, WeightedSpikes)
+    like = current.weights.weight.detach().new_empty(1).expand(current.shape) if weighted else current
+    _check_feedback(feedback, like)
+    spread = None if second is None else Second(*(_per_neuron(n, c, like) for n, c in second._asdict().items()))
+    cell = Cell(_per_neuron("beta", beta, like), _per_neuron("threshold", threshold, like), spread)
     if gradient.uses_trace:
         check_trace(cell, reset)
-    state = check_state(state, current, with_trace=gradient.uses_trace)
-    past = _checked_past(past, delay, current)
-    if backend_for(current, backend) != "cpu":
-        return recurrent_lif_reference(current, feedback, cell, state, past, reset, gradient)
+    state = check_state(state, like, with_trace=gradient.uses_trace, with_second=second is not None, rule=rule)
+    past = _checked_past(past, delay, like)
+    _check_lengths(lengths, like)
+    memory = (current.memory if weighted else "speed") if memory is None else memory
+    share_of(memory)
+    if backend_for(like, backend) != "cpu":
+        given = current.compose() if weighted else current
+        return recurrent_lif_reference(given, feedback, cell, state, past, rule, gradient, lengths)
     from tbnn.ops.recurrent_lif.function import recurrent_lif_fused
 
-    return recurrent_lif_fused(current, feedback, cell, state, past, reset, gradient)
+    return recurrent_lif_fused(current, feedback, cell, state, past, rule, gradient, lengths, memory)
+
+
+def _check_lengths(lengths: Tensor | None, current: Tensor) -> None:
+    steps, batch = current.shape[:2]
+    if lengths is None:
+        return
+    if lengths.shape != (batch,) or lengths.dtype != torch.int64 or lengths.device != current.device:
+        raise ValueError(
+            f"lengths: expected torch.int64 ({batch},) on {current.device}, "
+            f"got {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}"
+        )
+    if bool(((lengths < 0) | (lengths > steps)).any()):
+        raise ValueError(
+            f"lengths: expected values in [0, {steps}], got {lengths.min().item()} to {lengths.max().item()}"
+        )
 
 
 def _check_feedback(feedback: Feedback, current: Tensor) -> None:

@@ -12,14 +12,27 @@ from numba import prange
 
 from tbnn.ops.ddt import closed_form
 from tbnn.ops.kernels import device_function, kernel
-from tbnn.ops.lif.backward import clear_row, membrane_adjoint_row, membrane_share
-from tbnn.ops.lif.cpu import BETA, GAIN, THRESHOLD, ZERO, Array, above_row
-from tbnn.ops.lif.target import SURROGATE, TRACE, slope_row, x_rows
+from tbnn.ops.lif.backward import adjoint_row, clear_row, membrane_adjoint_row, membrane_share, second_share
+from tbnn.ops.lif.rows import (
+    BETA,
+    FROM_SPIKE,
+    GAIN,
+    THRESHOLD,
+    WITHOUT_SECOND,
+    ZERO,
+    Array,
+    above_row,
+    level_row,
+    state_row,
+)
+from tbnn.ops.lif.target import SURROGATE, fired_row, q_row, slope_row, x_rows
 from tbnn.ops.recurrent_lif.product import ROWS, TILE, build_tables, look_up, multiply
 
 LOOKUP, DENSE, PLAIN = 0, 1, 2
 GROUPS = 8  # tables of a word of weight bits
+WORDS = 4  # of weight bits whose tables are made at once: those of ROWS rows stay in the nearest cache
 SUMS = 6  # Σx, Σq, Σq², Σxq, ΣG, ΣGq
+BUFFERS = 6  # rows of a task's own
 
 _denominator = device_function(closed_form.denominator_of)
 _ridge = device_function(closed_form.ridge_of)
@@ -34,12 +47,12 @@ class Adjoint(NamedTuple):
     """LOOKUP: by ``bits``; DENSE: by ``weight`` in vectors of float32; PLAIN: by ``weight`` in loops."""
     bits: Array
     """(planes, tiles, words, TILE) uint32: bit i of word j is that of output 32·j + i."""
-    factors: Array
-    """(planes,): ``value = Σ_j factors_j·bit_j + constant``."""
+    ratios: Array
+    """(planes,): half of a plane's factor, as a multiple of the plane's before: ``value = Σ_j ±half_j + constant``."""
     scale: Array
     """(N,)"""
     rest: Array
-    """(N,): scale·constant + offset, the same for every input."""
+    """(N,): scale·constant + offset, the same for every input; (0,) where that is 0."""
     weight: Array
     """(N, whole tiles)"""
 
@@ -59,9 +72,11 @@ class Scratch(NamedTuple):
     scaled: Array
     """(tasks, ROWS, 32·words)"""
     tables: Array
-    """(tasks, ROWS, 8·words, 16)"""
+    """(tasks, ROWS, 8·WORDS, 16)"""
     grad: Array
     """(tasks, ROWS, whole tiles): the gradient of what left the neurons"""
+    buffers: Array
+    """(tasks, BUFFERS, N)"""
     x: Array
     q: Array
     slope: Array
@@ -90,12 +105,33 @@ def sum_product(a, b):  # pyright: ignore
 
 
 @device_function
+def through_tables(adjoint, rows, scaled, tables, place, stride):  # pyright: ignore
+    """Add rows of ``scaled`` times the weights' bits to the rows at the address ``place``."""
+    tiles, words, features = adjoint.bits.shape[1], adjoint.bits.shape[2], adjoint.scale.size
+    for plane in range(adjoint.ratios.size):
+        ratio = adjoint.ratios[plane]
+        for s in range(rows):
+            a = scaled[s, :features]
+            for n in range(features):
+                a[n] *= ratio
+        for word in range(0, words, WORDS):
+            some = min(WORDS, words - word)
+            for s in range(rows):
+                build_tables(scaled[s, 32 * word :].ctypes.data, GROUPS * some, tables[s].ctypes.data)
+            for tile in range(tiles):
+                look_up(
+                    tables.ctypes.data, tables.strides[0], adjoint.bits[plane, tile, word].ctypes.data, some,
+                    place + 4 * TILE * tile, stride,
+                )  # fmt: skip
+
+
+@device_function
 def through_feedback(dcurrent, first, adjoint, scaled, tables, out):  # pyright: ignore
     """out (ROWS, whole tiles): samples first … of dcurrent (B, N) times Ŵ; rows past the batch are of no meaning."""
     batch, features = dcurrent.shape
     rows = min(ROWS, batch - first)
     for s in range(rows):
-        out[s] = sum_product(dcurrent[first + s], adjoint.rest) if adjoint.kind == LOOKUP else 0.0
+        out[s] = sum_product(dcurrent[first + s], adjoint.rest) if adjoint.rest.size > 0 else 0.0
     if adjoint.kind == PLAIN:
         for s in range(rows):
             d, total = dcurrent[first + s], out[s]
@@ -105,47 +141,39 @@ def through_feedback(dcurrent, first, adjoint, scaled, tables, out):  # pyright:
                     total[k] += dn * w[k]
         return
     for s in range(rows):
-        d, a = dcurrent[first + s], scaled[s]
+        d, a = dcurrent[first + s], scaled[s, :features]
         if adjoint.kind == LOOKUP:
             for n in range(features):
                 a[n] = d[n] * adjoint.scale[n]
         else:
-            a[:features] = d
+            a[:] = d
     place, stride = out.ctypes.data, out.strides[0]
-    tiles = out.shape[1] // TILE
-    if adjoint.kind == DENSE:
-        for tile in range(tiles):
-            multiply(
-                scaled.ctypes.data, scaled.strides[0], adjoint.weight[0, tile * TILE :].ctypes.data,
-                adjoint.weight.strides[0], features, place + 4 * TILE * tile, stride,
-            )  # fmt: skip
+    if adjoint.kind == LOOKUP:
+        through_tables(adjoint, rows, scaled, tables, place, stride)
         return
-    words = adjoint.bits.shape[2]
-    for plane in range(adjoint.factors.size):
-        ratio = adjoint.factors[plane] / (adjoint.factors[plane - 1] if plane > 0 else adjoint.factors.dtype.type(1))
-        for s in range(rows):
-            a = scaled[s]
-            for n in range(features):
-                a[n] *= ratio
-            build_tables(a.ctypes.data, GROUPS * words, tables[s].ctypes.data)
-        for tile in range(tiles):
-            look_up(
-                tables.ctypes.data, tables.strides[0], adjoint.bits[plane, tile].ctypes.data, words,
-                place + 4 * TILE * tile, stride,
-            )  # fmt: skip
+    for tile in range(out.shape[1] // TILE):
+        multiply(
+            scaled.ctypes.data, scaled.strides[0], adjoint.weight[0, tile * TILE :].ctypes.data,
+            adjoint.weight.strides[0], features, place + 4 * TILE * tile, stride,
+        )  # fmt: skip
 
 
 @device_function
-def pair_rows(estimator, coefficients, v, level, grad, x, q, slope, sums):  # pyright: ignore
+def prepare_row(estimator, layer, real, driven, spikes, grad, t, b, buffer, x, q, slope, sums):  # pyright: ignore
     """x, q, dx/dlevel and the block's sums of one sample; of a bare surrogate its derivative alone."""
+    coefficients, n = layer.coefficients, grad.size
     beta, threshold, gain = coefficients[BETA], coefficients[THRESHOLD], coefficients[GAIN]
+    level = driven.steps[0, t, b]
+    if coefficients.shape[0] > WITHOUT_SECOND:
+        level = level_row(driven, coefficients, t, b, 0, n, buffer)
     if estimator.kind == SURROGATE:
         slope_row(level, threshold, estimator.shape, estimator.parameter, slope)
         return
-    above_row(v, threshold, q)
-    if estimator.kind == TRACE:
-        for f in range(q.size):
-            q[f] = gain[f] * (beta[f] * (level[f] - v[f]) + threshold[f] * q[f])
+    # The derivative's row is free until x_rows fills it.
+    q_row(
+        estimator.kind, real.steps[0, t, b], level, beta, threshold, gain, real, driven, spikes, coefficients, t, b, 0,
+        slope, q,
+    )  # fmt: skip
     x_rows(estimator, level, threshold, gain, x, slope)
     one = np.ones(1, x.dtype)
     ones = np.broadcast_to(one, x.shape)
@@ -186,68 +214,100 @@ def level_adjoint(kind, factors, grad, x, q, slope, du):  # pyright: ignore
 
 
 @device_function
-def neuron_adjoint(coefficients, reset, learn, before, level, kept, du, fired, carry, b, totals, d):  # pyright: ignore
-    """d, the gradient of a step's current; carry goes on to the step before. ``before`` is v then, ``kept`` the driven state."""
-    membrane_adjoint_row(du, coefficients[BETA], carry, d)
-    if reset == ZERO or learn[THRESHOLD]:
-        above_row(before, coefficients[THRESHOLD], fired)
+def finish_row(layer, real, driven, spikes, current, learn, du, t, b, buffers, carry, totals, d):  # pyright: ignore
+    """d, the gradient of a step's current, from du, the level's; carry goes on to the step before."""
+    coefficients, n = layer.coefficients, du.size
+    second, reset = coefficients.shape[0] > WITHOUT_SECOND, layer.reset
+    dv, dw, fired, spare, cleared = buffers[1], buffers[2], buffers[3], buffers[4], buffers[5]
+    if reset == ZERO or learn[THRESHOLD] or learn[FROM_SPIKE]:
+        if second or spikes.steps.shape[1] > 0:
+            fired_row(spikes, real, coefficients, t - 1, b, 0, n, spare, fired)
+        else:
+            above_row(state_row(real, 0, t - 1, b, 0, n), coefficients[THRESHOLD], fired)
+    if second:
+        adjoint_row(du, coefficients, 0, carry[0, b], carry[1, b], dv, dw, d)
+    else:
+        membrane_adjoint_row(du, coefficients[BETA], carry[0, b], d)
     if reset == ZERO:
-        clear_row(fired, carry)
-    if learn.any():
-        if reset == ZERO:
-            kept = kept.copy()
-            clear_row(fired, kept)
+        clear_row(fired, carry[0, b])
+    if not learn.any():
+        return
+    kept, level = state_row(driven, 0, t - 1, b, 0, n), driven.steps[0, t, b]
+    if reset == ZERO:
+        cleared[:] = kept
+        clear_row(fired, cleared)
+        kept = cleared
+    if not second:
         membrane_share(learn, reset, level, kept, fired, du, d, b, 0, totals)
+        return
+    level = level_row(driven, coefficients, t, b, 0, n, spare)
+    membrane_share(learn, reset, level, kept, fired, du, dv, b, 0, totals)
+    current_t = current[t, b] if current.shape[0] > 0 else spare
+    w_before, w = state_row(driven, 1, t - 1, b, 0, n), driven.steps[1, t, b]
+    second_share(learn, kept, w_before, w, fired, current_t, du, dv, dw, b, 0, totals)
+
+
+@device_function
+def output_gradient(grad, dafter, left, t, b, out):  # pyright: ignore
+    """Add the gradients of the output at step t and, ``left`` steps before the end's delay, of the spikes on their way."""
+    own = grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0]
+    for f in range(out.size):
+        out[f] += own[f]
+    if left >= 0:
+        end = dafter[left, b]
+        for f in range(out.size):
+            out[f] += end[f]
 
 
 @kernel
 def recurrent_backward(
-    estimator, ridge, coefficients, reset, adjoint, start, v, driven_start, driven, grad, dlast, learn, scratch,
-    carry, totals, dpast, dbias, dcurrent,
+    estimator, ridge, layer, real, driven, spikes, current, adjoint, grad, dafter, ends, learn, scratch, carry, totals,
+    dbias, window,
 ):  # pyright: ignore  # fmt: skip
-    """Walk time backwards: dcurrent (T, B, N), dpast (delay, B, N), the gradient of the spikes that were on their way.
+    """Walk some steps backwards: window (t + delay, B, N), the gradient of the current at them and, given, at those after.
 
-    grad (1 or T, 1 or B, N) is the output's gradient, dlast (delay, B, N) that of the spikes left on their way. driven
-    (T, B, N) are the traces with TRACE, else v. carry (B, N) enters as the final state's gradient, leaves as the first's.
-    Added up: totals (0 or 3, B, N), the coefficients' gradients, and dbias (B, N).
+    grad (1 or t, 1 or B, N) is the output's gradient, dafter (delay, B, N) that of the spikes on their way after ``ends``
+    (B,), the number of steps from the first one to a sequence's end. carry (1 or 2, B, N) enters as the later states'
+    gradient, leaves as the earlier's. Added up: totals (0, 3 or 10, B, N), the coefficients' gradients, and dbias (B, N).
+    Other arguments as :func:`tbnn.ops.lif.backward.scan_backward`'s.
     """
-    steps, batch, features = v.shape
-    delay, count = dpast.shape[0], float(batch * features)
+    steps, batch, features = real.steps.shape[1:]
+    delay = window.shape[0] - steps
     factors = (0.0, 0.0, 0.0, 0.0)
-    for place in range(steps + delay - 1, -1, -1):  # of a spike among those on their way and the sequence's
-        t, later = place - delay, place + 1 - delay
+    for t in range(steps - 1, -2, -1):
         for task in prange((batch + ROWS - 1) // ROWS):
-            first, g = task * ROWS, scratch.grad[task]
-            if 0 <= later < steps:  # the step after is finished, now that its statistics are known
-                du, fired = np.empty(features, v.dtype), np.empty(features, v.dtype)
-                for b in range(first, min(first + ROWS, batch)):
-                    out, d, total = g[b - first, :features], dcurrent[later, b], dbias[b]
+            first, last = task * ROWS, min(task * ROWS + ROWS, batch)
+            g, buffers = scratch.grad[task], scratch.buffers[task]
+            if t + 1 < steps:  # the step after is finished, now that its statistics are known
+                for b in range(first, last):
+                    d = window[t + 1, b]
+                    if t + 1 >= layer.lengths[b]:
+                        for f in range(features):
+                            d[f] = 0
+                        continue
+                    out, du = g[b - first, :features], buffers[0]
                     level_adjoint(estimator.kind, factors, out, scratch.x[b], scratch.q[b], scratch.slope[b], du)
-                    before = start[b] if later == 0 else v[later - 1, b]
-                    kept = driven_start[b] if later == 0 else driven[later - 1, b]
-                    neuron_adjoint(
-                        coefficients, reset, learn, before, driven[later, b], kept, du, fired, carry[b], b, totals, d
-                    )
+                    finish_row(
+                        layer, real, driven, spikes, current, learn, du, t + 1, b, buffers, carry, totals, d
+                    )  # fmt: skip
+                    total = dbias[b]
                     for f in range(features):
                         total[f] += d[f]
-            if place < steps:
-                through_feedback(dcurrent[place], first, adjoint, scratch.scaled[task], scratch.tables[task], g)
-            else:
-                g[:] = 0
-            for b in range(first, min(first + ROWS, batch)):
-                out = g[b - first, :features]
-                if place >= steps:
-                    end = dlast[place - steps, b]
-                    for f in range(features):
-                        out[f] += end[f]
-                if t < 0:
-                    dpast[place, b] = out
+            if t < 0:
+                continue
+            through_feedback(window[t + delay], first, adjoint, scratch.scaled[task], scratch.tables[task], g)
+            for b in range(first, last):
+                for k in range(SUMS):
+                    scratch.sums[b, k] = 0
+                if t >= layer.lengths[b]:
                     continue
-                own = grad[t if grad.shape[0] > 1 else 0, b if grad.shape[1] > 1 else 0]
-                for f in range(features):
-                    out[f] += own[f]
-                pair_rows(
-                    estimator, coefficients, v[t, b], driven[t, b], out, scratch.x[b], scratch.q[b], scratch.slope[b],
-                    scratch.sums[b],
+                out, left = g[b - first, :features], t + delay - ends[b]
+                output_gradient(grad, dafter, left, t, b, out)
+                prepare_row(
+                    estimator, layer, real, driven, spikes, out, t, b, buffers[0], scratch.x[b], scratch.q[b],
+                    scratch.slope[b], scratch.sums[b],
                 )  # fmt: skip
-        factors = factors_of(estimator.kind, scratch.sums, count, ridge)
+        alive = 0
+        for b in range(batch):
+            alive += 1 if t < layer.lengths[b] else 0
+        factors = factors_of(estimator.kind, scratch.sums, float(max(alive, 1) * features), ridge)

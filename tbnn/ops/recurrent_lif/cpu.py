@@ -1,5 +1,5 @@
 # pyright: reportCallIssue=false
-"""A recurrent layer on the CPU: all steps of a sequence in one call, forward; and what its weights' gradient adds up.
+"""A recurrent layer on the CPU, forward: some steps of a sequence in one call.
 
 The feedback is the event-driven product of :mod:`tbnn.ops.binary_linear.events`, in integers; scaling and adding round as
 the layer and the neuron do in torch, one operation at a time, so that the spikes are the same bits.
@@ -11,12 +11,23 @@ from numba import prange
 from tbnn.ops.binary_linear.cpu import popcount64
 from tbnn.ops.binary_linear.events import count_rows
 from tbnn.ops.kernels import device_function, kernel
-from tbnn.ops.lif.cpu import BETA, NONE, THRESHOLD, above_row, membrane_row
+from tbnn.ops.lif.rows import (
+    BETA,
+    NONE,
+    RHO,
+    THRESHOLD,
+    above_row,
+    advance_row,
+    level_row,
+    membrane_row,
+    scratch,
+    spike_row,
+    state_row,
+)
 from tbnn.ops.packed_lif.compare import greater64
-from tbnn.ops.recurrent_lif.product import STRIP, add_listed
 
 WORD = 64  # spikes of a word
-CHUNK = 48  # rows of gradients that stay in the cache while the inputs' columns are added up
+TOGETHER = 16  # samples whose feedback is worked out in one call
 
 
 @device_function
@@ -24,6 +35,10 @@ def feedback_row(product, ones, feedback, x, current):  # pyright: ignore
     """current = x + (scale·product + offset·ones + bias)."""
     scale, offset, bias = feedback.scale, feedback.offset, feedback.bias
     kind = x.dtype.type
+    if offset.size == 0 and bias.size == 0:
+        for f in range(current.size):
+            current[f] = x[f] + kind(product[f]) * scale[f]
+        return
     for f in range(current.size):
         current[f] = kind(product[f]) * scale[f]
     if offset.size > 0:
@@ -51,91 +66,84 @@ def pack_above(v, threshold, words):  # pyright: ignore
 
 
 @device_function
-def returned_row(words, feedback, ones, shift, product):  # pyright: ignore
-    """product (1, N) = the weights' values times a row of spikes, words (1, K); ones (1,) = how many there are."""
-    count = np.int32(0)
-    for k in range(words.shape[1]):
-        count += np.int32(popcount64(words[0, k]))
-    ones[0] = count
-    shift[0] = np.int32(feedback.constant) * count
+def returned_rows(words, feedback, ones, shift, product):  # pyright: ignore
+    """product (R, N) = the weights' values times R <= TOGETHER rows of spikes, words (R, K); ones (R,) = how many there are."""
+    rows = words.shape[0]
+    for r in range(rows):
+        count = np.int32(0)
+        for k in range(words.shape[1]):
+            count += np.int32(popcount64(words[r, k]))
+        ones[r] = count
+        shift[r] = np.int32(feedback.constant) * count
     for plane in range(feedback.factors.size):
         count_rows(
-            words, ones, feedback.columns[plane], feedback.totals[plane], feedback.places, 0, 1,
+            words, ones, feedback.columns[plane], feedback.totals[plane], feedback.places, 0, rows,
             feedback.factors[plane], shift, plane > 0, product,
         )  # fmt: skip
-        shift[0] = 0
-
-
-@kernel
-def recurrent_scan(x, coefficients, reset, feedback, rows, v_start, trace_start, v, traces, words, out):  # pyright: ignore
-    """Fill v and out (T, B, N), traces (T or 0, B, N) and words[delay:], from words[:delay], the spikes on their way.
-
-    words (delay + T, B, ceil(N/64)) uint64; coefficients (3, N) as in :mod:`tbnn.ops.lif.cpu`. A task takes ``rows``
-    samples, a step at a time, so that memory is read in long runs.
-    """
-    steps, batch, features = x.shape
-    delay = words.shape[0] - steps
-    beta, threshold = coefficients[BETA], coefficients[THRESHOLD]
-    for task in prange((batch + rows - 1) // rows):
-        ones, shift = np.empty(1, np.int32), np.empty(1, np.int32)
-        product, current = np.empty((1, features), np.int32), np.empty(features, x.dtype)
-        for t in range(steps):
-            for b in range(task * rows, min((task + 1) * rows, batch)):
-                returned_row(words[t, b : b + 1], feedback, ones, shift, product)
-                feedback_row(product[0], ones[0], feedback, x[t, b], current)
-                before = v_start[b] if t == 0 else v[t - 1, b]
-                membrane_row(before, current, beta, threshold, reset, v[t, b])
-                above_row(v[t, b], threshold, out[t, b])
-                pack_above(v[t, b], threshold, words[t + delay, b])
-                if traces.shape[0] > 0:
-                    faded = trace_start[b] if t == 0 else traces[t - 1, b]
-                    membrane_row(faded, current, beta, threshold, NONE, traces[t, b])
+        shift[:] = 0
 
 
 @device_function
-def list_rows(words, lists, counts):  # pyright: ignore
-    """lists (64·K, CHUNK) uint16: the rows of words (rows, K) in which each bit is set; counts (64·K,) how many."""
-    counts[:] = 0
-    for r in range(words.shape[0]):
-        for k in range(words.shape[1]):
-            word = words[r, k]
-            while word:
-                i = WORD * k + np.int64(popcount64(~word & (word - np.uint64(1))))
-                lists[i, counts[i]] = r
-                counts[i] += 1
-                word &= word - np.uint64(1)
+def neuron_row(layer, real, traces, spikes, waiting, current, t, b, room, words):  # pyright: ignore
+    """One step of a sample's neurons, as :func:`tbnn.ops.lif.cpu.scan` does it; words (K,): its spikes."""
+    coefficients, n = layer.coefficients, current.size
+    second = 1 if coefficients.shape[0] > RHO else 0
+    kept, buffer, silent = room[0, :n], room[1, :n], room[2, :n]
+    threshold, v = coefficients[THRESHOLD], real.steps[0, t, b]
+    if spikes.start.size == 0:
+        membrane_row(state_row(real, 0, t - 1, b, 0, n), current, coefficients[BETA], threshold, layer.reset, v)
+        pack_above(v, threshold, words)
+        if spikes.steps.shape[1] > 0:
+            above_row(v, threshold, spikes.steps[0, t, b])
+    else:
+        advance_row(
+            state_row(real, 0, t - 1, b, 0, n), state_row(real, second, t - 1, b, 0, n),
+            state_row(spikes, 0, t - 1, b, 0, n), current, coefficients, 0, layer.reset, kept, v,
+            real.steps[second, t, b],
+        )  # fmt: skip
+        level = level_row(real, coefficients, t, b, 0, n, buffer)
+        fired = spikes.steps[0, t, b]
+        spike_row(level, threshold, waiting[b] if layer.refractory > 0 else waiting[0], layer, kept, fired)
+        pack_above(fired, silent, words)
+    if traces.steps.shape[1] > 0:
+        advance_row(
+            state_row(traces, 0, t - 1, b, 0, n), state_row(traces, second, t - 1, b, 0, n), silent, current,
+            coefficients, 0, NONE, kept, traces.steps[0, t, b], traces.steps[second, t, b],
+        )  # fmt: skip
+
+
+@device_function
+def silent_row(spikes, t, b, words):  # pyright: ignore
+    """A step past the end of a sample's sequence: no spikes."""
+    words[:] = 0
+    if spikes.steps.shape[1] > 0:
+        fired = spikes.steps[0, t, b]
+        fired[:] = 0
 
 
 @kernel
-def weight_gradient(grad, words, tasks, dweight):  # pyright: ignore
-    """dweight (N, N) turned around, [input, output] = Σ over rows of spike·grad: grad (R, N), words (R, ceil(N/64)).
+def recurrent_scan(current, layer, real, traces, spikes, waiting, feedback, first, delay, rows, words, total):  # pyright: ignore
+    """Go through steps first … of a sequence: current (t, B, N), what arrives from outside.
 
-    Parallel over outputs. Each input's rows are added where it spiked, a chunk of rows and a strip of outputs at a time.
+    Fills the courses that have steps, words[first + delay:] (delay + T, B, ceil(N/64)) uint64 from words[first:], and
+    total, all current that arrives, where it has steps. Other arguments as :func:`tbnn.ops.lif.cpu.scan`'s. A task takes
+    ``rows`` samples.
     """
-    rows, outputs = grad.shape
-    inputs, width = dweight.shape[0], words.shape[1]
-    strips = (outputs + STRIP - 1) // STRIP
-    each = (strips + tasks - 1) // tasks
-    for task in prange(tasks):
-        lists, counts = np.empty((WORD * width, CHUNK), np.uint16), np.empty(WORD * width, np.int64)
-        first_strip, last_strip = min(strips, task * each), min(strips, (task + 1) * each)
-        dweight[:, first_strip * STRIP : last_strip * STRIP] = 0
-        for first in range(0, rows, CHUNK):
-            list_rows(words[first : first + CHUNK], lists, counts)
-            for strip in range(first_strip, last_strip):
-                lo, hi = strip * STRIP, min((strip + 1) * STRIP, outputs)
-                if hi - lo == STRIP and grad.itemsize == 4:
-                    for k in range(inputs):
-                        if counts[k] > 0:
-                            add_listed(
-                                lists.ctypes.data + 2 * CHUNK * k, counts[k],
-                                grad.ctypes.data + 4 * (first * outputs + lo), 4 * outputs,
-                                dweight.ctypes.data + 4 * (k * outputs + lo),
-                            )  # fmt: skip
-                else:
-                    for k in range(inputs):
-                        total = dweight[k, lo:hi]
-                        for i in range(counts[k]):
-                            row = grad[first + lists[k, i], lo:hi]
-                            for f in range(total.size):
-                                total[f] += row[f]
+    steps, batch, features = current.shape
+    for task in prange((batch + rows - 1) // rows):
+        ones, shift = np.empty(TOGETHER, np.int32), np.empty(TOGETHER, np.int32)
+        product = np.empty((TOGETHER, features), np.int32)
+        room = scratch(4, features, current)
+        room[2, :features] = 0
+        for t in range(steps):
+            for lo in range(task * rows, min((task + 1) * rows, batch), TOGETHER):
+                hi = min(lo + TOGETHER, min((task + 1) * rows, batch))
+                returned_rows(words[first + t, lo:hi], feedback, ones, shift, product)
+                for b in range(lo, hi):
+                    left = words[first + t + delay, b]
+                    if t >= layer.lengths[b]:
+                        silent_row(spikes, t, b, left)
+                        continue
+                    row = total[t, b] if total.shape[0] > 0 else room[3, :features]
+                    feedback_row(product[b - lo], ones[b - lo], feedback, current[t, b], row)
+                    neuron_row(layer, real, traces, spikes, waiting, row, t, b, room, left)

@@ -1,7 +1,7 @@
-"""A recurrent layer by fused kernels: what they are given, and the autograd function around them.
+"""A recurrent layer by fused kernels: the autograd function around them.
 
-Kept for the backward pass: the membranes, one bit a spike, and nothing else of a sequence's size (with target="trace" the
-traces as well). The membranes are kept rather than recomputed from the input, which would have to be kept as well.
+Kept for the backward pass: one bit a spike, checkpoints of the state, and of as many steps as is asked for the states
+themselves; what else backward needs is worked out again, segment by segment. A current is kept only where that takes it.
 """
 
 from typing import Any, NamedTuple
@@ -11,194 +11,162 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tbnn.bits import pack_bits, unpack_bits, wide_words, words_for
-from tbnn.ops.binary_linear.events import weight_columns
-from tbnn.ops.kernels import NUMPY_DTYPES, as_numpy, fresh, unexpanded, untraced
+from tbnn.bits import pack_bits, unpack_bits, wide_words
+from tbnn.ops.kernels import as_numpy, unexpanded, untraced
+from tbnn.ops.layer_lif.passage import Array, Carried, Settings
+from tbnn.ops.layer_lif.plan import Memory, Plan, plan_of
+from tbnn.ops.layer_lif.weighted import WeightedSpikes
 from tbnn.ops.lif import cpu as neurons
-from tbnn.ops.lif import target
-from tbnn.ops.lif.cell import Cell, trace_gain
+from tbnn.ops.lif.cell import Cell, Rule, trace_gain
+from tbnn.ops.lif.fused import spikes_before, stacked
 from tbnn.ops.lif.gradient import SpikeGradient
+from tbnn.ops.lif.memory import reused
 from tbnn.ops.lif.state import LifState
-from tbnn.ops.packed_lif.recurrent import Feedback as PackedFeedback
-from tbnn.ops.packed_lif.recurrent import feedback_of
-from tbnn.ops.recurrent_lif import backward, cpu
-from tbnn.ops.recurrent_lif.product import LOOKUPS, ROWS, TILE, has_lookups
+from tbnn.ops.recurrent_lif.adjoint import Planes, adjoint_of, packed_feedback, planes_of
+from tbnn.ops.recurrent_lif.arriving import Arriving
+from tbnn.ops.recurrent_lif.back import Kept, Needs, WayBack, states_of
+from tbnn.ops.recurrent_lif.cpu import WORD
 from tbnn.ops.recurrent_lif.reference import Feedback, RecurrentResult
-
-MOST_PLANES = 3  # of weight bits: with more, multiplying is faster than looking sums up
-DENSE_RATE = 0.5  # of spikes above which one big product gives the weights' gradient faster
-ROWS_AT_ONCE = 1 << 14  # of spikes unpacked for it
+from tbnn.ops.recurrent_lif.walk import Walk
 
 
-class _Settings(NamedTuple):
+class _Task(NamedTuple):
     """The arguments of the autograd function that take no gradient."""
 
+    walk: Walk
+    plan: Plan
     feedback: Feedback
-    reset: str
-    gradient: SpikeGradient
-    learn: neurons.Array  # (10,) bool: the coefficients whose gradients the kernel adds up
+    planes: Planes
+    arriving: Arriving | None  # None: the current that the function is given
+    spikes: Tensor | None  # (B, N) before the first step, but for plain neurons, whose v > θ tells them
+    waiting: Tensor | None
+    recorded: bool  # whether a gradient will be asked for
 
 
 @untraced
 def recurrent_lif_fused(
-    current: Tensor, feedback: Feedback, cell: Cell, state: LifState, past: Tensor, reset: str, gradient: SpikeGradient
-) -> RecurrentResult:
+    given: Tensor | WeightedSpikes, feedback: Feedback, cell: Cell, state: LifState, past: Tensor, rule: Rule,
+    gradient: SpikeGradient, lengths: Tensor | None, memory: Memory,
+) -> RecurrentResult:  # fmt: skip
     """:func:`tbnn.ops.recurrent_lif.reference.recurrent_lif_reference` by the fused kernels."""
+    steps, batch, features = given.shape
     gain = trace_gain(cell) if gradient.uses_trace else cell.threshold.detach()
-    coefficients = (cell.beta, cell.threshold, gain)
+    coefficients = cell.beta, cell.threshold, gain, *(cell.second or ())
     learn = np.zeros(neurons.COEFFICIENTS, bool)
-    learn[:3] = [c.requires_grad for c in coefficients]
+    learn[: len(coefficients)] = [c.requires_grad for c in coefficients]
     if gradient.uses_trace:  # the trace knows spikes through its gain alone
-        learn[neurons.THRESHOLD] = False
-    settings = _Settings(feedback.detach(), reset, gradient, learn)
-    v = state.v.detach() if gradient.uses_trace else state.v
-    out, after, v, trace = _Recurrent.apply(
-        current, torch.stack(coefficients), feedback.weight, feedback.bias, v, state.trace, past, settings
+        learn[[neurons.THRESHOLD, neurons.FROM_SPIKE]] = False
+    spikes, second = spikes_before(state, cell), cell.second is not None
+    ends = np.full(batch, steps) if lengths is None else as_numpy(lengths)
+    settings = Settings(rule, gradient, ends, learn, spikes is None, False, 1)
+    bits = np.empty((len(past) + steps, batch, -(-features // WORD)), np.uint64)
+    bits[: len(past)] = wide_words(as_numpy(pack_bits(past)))
+    frozen, planes = feedback.detach(), planes_of(feedback.values)
+    walk = Walk(packed_feedback(frozen, planes), bits, torch.stack(coefficients).detach(), settings, len(past))
+    start = stacked(state.v, state.w)
+    trace_start = None if state.trace is None else stacked(state.trace, state.w_trace)
+    if trace_start is not None:
+        start = start.detach()
+    arriving = Arriving(given) if isinstance(given, WeightedSpikes) else None
+    sources = (
+        (given.values, given.weights.weight, given.weights.bias) if isinstance(given, WeightedSpikes) else (None,) * 3
     )
-    return RecurrentResult(out, LifState(v, trace), after)
+    differentiable = (
+        None if arriving else given, *sources, torch.stack(coefficients), start, trace_start, feedback.weight,
+        feedback.bias, past,
+    )  # fmt: skip
+    recorded = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in differentiable)
+    numbers = start.shape[0] * (1 if trace_start is None else 2) + (spikes is not None) + (state.waiting is not None)
+    # In place of the states of plain neurons the current would have to be kept.
+    plan = plan_of(memory if arriving or walk.numbers > 1 else "speed", steps, batch, features, numbers)
+    task = _Task(walk, plan, frozen, planes, arriving, spikes, state.waiting, recorded)
+    out, after, last, trace_last, last_spikes, waiting = _Recurrent.apply(*differentiable, task)
+    if isinstance(given, WeightedSpikes):
+        given.emitted = torch.from_numpy(walk.spikes(0, steps))
+    v, w = last.unbind(0) if second else (last.squeeze(0), None)
+    trace = w_trace = None
+    if trace_last is not None:
+        trace, w_trace = trace_last.unbind(0) if second else (trace_last.squeeze(0), None)
+    return RecurrentResult(
+        out, LifState(v, trace, w, w_trace, last_spikes if rule.gated else None, waiting), after
+    )  # fmt: skip
 
 
 class _Recurrent(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor | None,
-        v_start: Tensor, trace_start: Tensor | None, past: Tensor, settings: _Settings,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-        current, v_start = current.contiguous(), v_start.contiguous()
-        steps, batch, features = current.shape
-        delay = past.shape[0]
-        words = np.empty((delay + steps, batch, -(-features // cpu.WORD)), np.uint64)
-        words[:delay] = wide_words(as_numpy(pack_bits(past)))
-        out, v = fresh(current.shape, current.dtype), fresh(current.shape, current.dtype)
-        traces = None if trace_start is None else fresh(current.shape, current.dtype)
-        planes = _planes(settings.feedback.values)
-        cpu.recurrent_scan(
-            as_numpy(current), as_numpy(coefficients), neurons.RESETS[settings.reset],
-            _packed(settings.feedback, *planes), -(-batch // torch.get_num_threads()), as_numpy(v_start), _or_empty(trace_start, v_start),
-            as_numpy(v), _or_empty(traces, v), words, as_numpy(out), work=current.numel(),
-        )  # fmt: skip
-        ctx.settings, ctx.delay, ctx.planes = settings, delay, planes
+        ctx: Any, current: Tensor | None, values: Tensor | None, inputs: Tensor | None, inputs_bias: Tensor | None,
+        coefficients: Tensor, start: Tensor, trace_start: Tensor | None, weight: Tensor, bias: Tensor | None,
+        past: Tensor, task: _Task,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        walk, plan, settings = task.walk, task.plan, task.walk.settings
+        arriving = Arriving(current) if task.arriving is None and current is not None else task.arriving
+        shape, dtype = (walk.batch, walk.features), coefficients.dtype
+        out = reused((plan.steps, *shape), dtype)
+        state = _start(task, start, trace_start)
+        segments = plan.segments
+        checkpoints = torch.empty((len(segments) if task.recorded else 0, *state.stacked().shape), dtype=dtype)
+        first = segments[-plan.kept][0] if plan.kept and task.recorded else plan.steps
+        each = walk.numbers * walk.batch * walk.features
+        states = reused(((plan.steps - first) * each,), dtype)
+        for index, segment in enumerate(segments):
+            if task.recorded:
+                as_numpy(checkpoints)[index] = state.stacked()
+            for lo, hi in plan.chunks(segment):
+                if lo >= first:
+                    room = states_of(walk, states, lo - first, hi - first)
+                else:
+                    room = as_numpy(reused((walk.numbers, hi - lo, *shape), dtype))
+                current_part = arriving.steps(lo, hi) if arriving is not None else walk.none[0]
+                state = walk.advance(state, (lo, hi), current_part, as_numpy(out[lo:hi]), room)[1]
+        ctx.task, ctx.layout = task, state.layout
         ctx.set_materialize_grads(False)
-        bits = torch.from_numpy(words.view(np.int64))
-        ctx.save_for_backward(coefficients, weight, v_start, v, trace_start, traces, bits)
-        after = unpack_bits(
-            torch.from_numpy(words[steps:].view(np.int32))[..., : words_for(features)].contiguous(), features, v.dtype
-        )
-        v_last, trace_last = v[-1].clone(), None if traces is None else traces[-1].clone()
-        if traces is not None:
-            ctx.mark_non_differentiable(v_last)
-        return out, after, v_last, trace_last
+        if task.recorded:
+            again = current if plan.kept < len(segments) else None
+            bits = torch.from_numpy(walk.bits.view(np.int64))
+            ctx.save_for_backward(weight, coefficients, bits, checkpoints, states, again)
+        last = torch.from_numpy(state.real[:, 0].copy())
+        trace_last = None if trace_start is None else torch.from_numpy(state.trace[:, 0].copy())
+        last_spikes = None if settings.plain else torch.from_numpy(state.spikes[0, 0].copy())
+        waiting = None if task.waiting is None else torch.from_numpy(state.waiting[0, 0].copy())
+        constants = (None if trace_last is None else last, last_spikes, waiting)
+        ctx.mark_non_differentiable(*(t for t in constants if t is not None))
+        return out, _on_their_way(walk, dtype), last, trace_last, last_spikes, waiting
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        coefficients, weight, v_start, v, trace_start, traces, bits = ctx.saved_tensors
-        settings, by_trace = ctx.settings, traces is not None
-        dout, dafter, dv, dtrace = grads
-        steps, batch, features = v.shape
-        dlast = dtrace if by_trace else dv
-        carry = torch.zeros_like(v_start) if dlast is None else dlast.clone(memory_format=torch.contiguous_format)
-        dout = v.new_zeros((1, 1, features)) if dout is None else unexpanded(dout)
-        dafter = v.new_zeros((ctx.delay, batch, features)) if dafter is None else dafter.contiguous()
-        learns = bool(ctx.needs_input_grad[1] and settings.learn.any())
-        learn = settings.learn if learns else np.zeros_like(settings.learn)
-        totals = v.new_zeros((3 if learns else 0, batch, features))
-        dpast, dbias, dcurrent = fresh(dafter.shape, v.dtype), torch.zeros_like(v_start), fresh(v.shape, v.dtype)
-        driven = (trace_start, traces) if by_trace else (v_start, v)
-        adjoint = _adjoint(settings.feedback, weight, *ctx.planes)
-        backward.recurrent_backward(
-            _estimator(settings.gradient), _ridge(settings.gradient), as_numpy(coefficients),
-            neurons.RESETS[settings.reset], adjoint, as_numpy(v_start), as_numpy(v), *(as_numpy(d) for d in driven),
-            as_numpy(dout), as_numpy(dafter), learn, _scratch(adjoint, batch, features), as_numpy(carry),
-            as_numpy(totals), as_numpy(dpast), as_numpy(dbias), as_numpy(dcurrent), work=v.numel(),
+        weight, coefficients, _, checkpoints, states, again = ctx.saved_tensors
+        task, walk, needed = ctx.task, ctx.task.walk, ctx.needs_input_grad
+        arriving = task.arriving or Arriving(weight if again is None else again)
+        needs = Needs(needed[0], needed[1], needed[2], needed[4], needed[7])
+        way = WayBack(
+            walk, task.plan, arriving, Kept(checkpoints, states, ctx.layout),
+            adjoint_of(task.feedback, weight, task.planes), weight, needs,
         )  # fmt: skip
+        shape = (walk.batch, walk.features)
+        dout = weight.new_zeros((1, 1, walk.features)) if grads[0] is None else unexpanded(grads[0])
+        dafter = weight.new_zeros((walk.delay, *shape)) if grads[1] is None else grads[1].contiguous()
+        carry = way.run(dout, dafter, grads[3] if walk.by_trace else grads[2])
         dcoefficients = None
-        if learns:
-            dcoefficients = totals.sum(1)
+        if len(way.totals):
+            dcoefficients = torch.from_numpy(way.totals).sum(1)
             dcoefficients[neurons.GAIN] /= coefficients[neurons.GAIN]
-        dweight = _weight_gradient(dcurrent, bits[:steps]) if ctx.needs_input_grad[2] else None
-        dstart = (None, carry) if by_trace else (carry, None)
-        return dcurrent, dcoefficients, dweight, dbias.sum(0) if ctx.needs_input_grad[3] else None, *dstart, dpast, None
+        dbias, dstart = way.dbias.sum(0), torch.from_numpy(carry).unsqueeze(1)
+        starts = (None, dstart) if walk.by_trace else (dstart, None)
+        return (
+            way.dcurrent, way.dvalues, way.dinputs, dbias if needed[3] else None, dcoefficients, *starts, way.dweight,
+            dbias if needed[8] else None, way.dpast, None,
+        )  # fmt: skip
 
 
-def _or_empty(tensor: Tensor | None, like: Tensor) -> neurons.Array:
-    return np.empty((0,) * like.ndim, NUMPY_DTYPES[like.dtype]) if tensor is None else as_numpy(tensor)
+def _start(task: _Task, start: Tensor, trace_start: Tensor | None) -> Carried:
+    others = (None if t is None else t[None, None] for t in (task.spikes, task.waiting))
+    return Carried(*(task.walk.none if t is None else as_numpy(t) for t in (start, trace_start, *others)))
 
 
-def _estimator(gradient: SpikeGradient) -> target.Estimator:
-    kind, surrogate = target.SURROGATE, gradient.surrogate
-    if gradient.gradient == "ddt":
-        kind = target.TRACE if gradient.uses_trace else target.SOFT
-    return target.Estimator(kind, surrogate.code, surrogate.parameter, surrogate.area, gradient.floor, 1.0)
-
-
-def _ridge(gradient: SpikeGradient) -> backward.Ridge:
-    return backward.Ridge(float(gradient.lam), float(gradient.scale), gradient.differentiate_stats)
-
-
-def _planes(values: Tensor) -> tuple[list[Tensor], tuple[int, ...], int]:
-    """Bit planes (N, N) bool, factors and a constant: ``values = Σ_j factors_j·plane_j + constant``."""
-    constant = int(values.min())
-    above = (values - constant).to(torch.int32)
-    present = np.flatnonzero(np.bincount(as_numpy(above).ravel()))
-    step = max(1, int(np.gcd.reduce(present)))
-    count = max(1, (int(present[-1]) // step).bit_length())
-    above = above // step if step > 1 else above
-    return [above >> j & 1 != 0 for j in range(count)], tuple(step << j for j in range(count)), constant
-
-
-def _packed(feedback: Feedback, planes: list[Tensor], factors: tuple[int, ...], constant: int) -> PackedFeedback:
-    nothing = feedback.scale.new_empty(0)
-    scale, offset, bias = (as_numpy(nothing if c is None else c) for c in feedback[2:])
-    columns = [weight_columns(wide_words(as_numpy(pack_bits(plane)))) for plane in planes]
-    return feedback_of(columns, factors, constant, scale, offset, bias)
-
-
-def _adjoint(
-    feedback: Feedback, weight: Tensor, planes: list[Tensor], steps: tuple[int, ...], constant: int
-) -> backward.Adjoint:
-    """The weights as the backward pass of a dtype takes them."""
-    features = weight.shape[0]
-    wide = -(-features // TILE) * TILE
-    dtype = NUMPY_DTYPES[weight.dtype]
-    bits, factors, rest = np.empty((0, 0, 0, TILE), np.uint32), np.empty(0, dtype), np.empty(0, dtype)
-    padded = np.empty((0, wide), dtype)
-    kind = backward.DENSE if weight.dtype == torch.float32 else backward.PLAIN
-    if kind == backward.DENSE and has_lookups() and len(planes) <= MOST_PLANES:
-        kind, factors = backward.LOOKUP, np.array(steps, dtype)
-        rest = as_numpy(feedback.scale * constant + (0 if feedback.offset is None else feedback.offset))
-        turned = np.zeros((len(planes), wide, words_for(features)), np.uint32)
-        for j, plane in enumerate(planes):
-            turned[j, :features] = as_numpy(pack_bits(plane.T.contiguous())).view(np.uint32)
-        bits = turned.reshape(len(planes), wide // TILE, TILE, -1).transpose(0, 1, 3, 2)
-    if kind != backward.LOOKUP:
-        padded = np.zeros((features, wide), dtype)
-        padded[:, :features] = as_numpy(weight)
-    return backward.Adjoint(kind, np.ascontiguousarray(bits), factors, as_numpy(feedback.scale), rest, padded)
-
-
-def _scratch(adjoint: backward.Adjoint, batch: int, features: int) -> backward.Scratch:
-    tasks, words, dtype = -(-batch // ROWS), words_for(features), adjoint.scale.dtype
-    wide = -(-features // TILE) * TILE
-    tables = np.zeros((tasks, ROWS, backward.GROUPS * words, LOOKUPS), dtype)
-    x, q, slope = (np.zeros((batch, features), dtype) for _ in range(3))
-    scaled, grad = np.zeros((tasks, ROWS, 32 * words), dtype), np.zeros((tasks, ROWS, wide), dtype)
-    return backward.Scratch(scaled, tables, grad, x, q, slope, np.zeros((batch, backward.SUMS)))
-
-
-def _weight_gradient(dcurrent: Tensor, bits: Tensor) -> Tensor:
-    """Σ_t dI[t]ᵀ·q[t − delay]: dcurrent (T, B, N), the spikes that returned at each step (T, B, ceil(N/64))."""
-    features = dcurrent.shape[-1]
-    grad, words = dcurrent.reshape(-1, features), bits.reshape(-1, bits.shape[-1])
-    ones = int(np.bitwise_count(words.numpy()).sum(dtype=np.int64))
-    if ones <= DENSE_RATE * grad.numel():
-        dweight = fresh((features, features), grad.dtype)
-        cpu.weight_gradient(
-            as_numpy(grad), words.numpy().view(np.uint64), torch.get_num_threads(), as_numpy(dweight), work=grad.numel()
-        )
-        return dweight.T.contiguous()
-    dweight = grad.new_zeros((features, features))
-    for lo in range(0, len(grad), ROWS_AT_ONCE):
-        some = words[lo : lo + ROWS_AT_ONCE].view(torch.int32)[:, : words_for(features)].contiguous()
-        dweight.addmm_(grad[lo : lo + ROWS_AT_ONCE].T, unpack_bits(some, features, grad.dtype))
-    return dweight
+def _on_their_way(walk: Walk, dtype: torch.dtype) -> Tensor:
+    """The spikes that left at the last ``delay`` steps of each sequence, (delay, B, N)."""
+    place: Array = walk.settings.lengths + np.arange(walk.delay)[:, None]
+    words = walk.bits[place, np.arange(walk.batch)].view(np.int32)
+    return unpack_bits(torch.from_numpy(words), walk.bits.shape[2] * WORD, dtype)[..., : walk.features].contiguous()

@@ -2,8 +2,8 @@
 """The inner loops of the feedback's adjoint, as LLVM vector code: a few rows of gradients times weights of few bits.
 
 ``c[s, k] += Σ_n a[s, n]·w[n, k]`` for ROWS rows s and TILE columns k at once, whose sums stay in registers. With one bit a
-weight, w[n, k] ∈ {0, 1}, the sums of all 16 subsets of four neighbours a[s, n … n + 3] make a table, and four bits of
-column k look theirs up ("four Russians" [1]): with AVX-512 sixteen look-ups are one instruction, which with its addition
+weight, w[n, k] = ±1, the 16 sums of four neighbours a[s, n … n + 3] with all signs make a table, and four bits of column k
+look theirs up ("four Russians" [1]): with AVX-512 sixteen look-ups are one instruction, which with its addition
 stands for 64 multiplications and additions.
 
 [1] Arlazarov, Dinic, Kronrod, Faradzhev, On economical construction of the transitive closure of a directed graph, 1970.
@@ -22,7 +22,6 @@ VECTORS = 4  # vectors of a row's sums in registers
 LOOKUPS = 16  # entries of a table, look-ups of an instruction
 TILE = VECTORS * LOOKUPS  # columns at once
 GROUP = 4  # neighbours of a table
-STRIP = 8 * LOOKUPS  # columns of :func:`add_listed`
 
 _FLOAT = ir.FloatType()
 _FLOATS, _INDICES = ir.VectorType(_FLOAT, LOOKUPS), ir.VectorType(INDEX, LOOKUPS)
@@ -60,9 +59,9 @@ class _Loop:
 
 @intrinsic
 def build_tables(_context, _a, _groups, _tables):  # pyright: ignore
-    """(a, groups, tables): the subset sums of each GROUP of neighbours.
+    """(a, groups, tables): the sums of each GROUP of neighbours with all signs.
 
-    a is the address of float32 (GROUP·groups); tables of float32 (groups, 16), entry i the sum over the bits of i.
+    a is the address of float32 (GROUP·groups); tables of float32 (groups, 16), entry i the sum with + where a bit of i is 1.
     """
 
     def codegen(_target: Any, b: Any, _signature: Any, arguments: Any) -> Any:
@@ -73,7 +72,7 @@ def build_tables(_context, _a, _groups, _tables):  # pyright: ignore
             offset = b.add(b.mul(loop.index, number(GROUP * _FLOAT_BYTES)), number(j * _FLOAT_BYTES))
             value = broadcast(b, b.load(address(b, a, offset, _FLOAT), align=4), _FLOATS)
             chosen = ir.Constant(ir.VectorType(ir.IntType(1), LOOKUPS), [i >> j & 1 for i in range(LOOKUPS)])
-            part = b.select(chosen, value, ir.Constant(_FLOATS, [0.0] * LOOKUPS))
+            part = b.select(chosen, value, b.fneg(value))
             total = part if total is None else b.fadd(total, part)
         b.store(total, address(b, tables, b.mul(loop.index, number(_VECTOR_BYTES)), _FLOATS), align=4)
         loop.close([])
@@ -153,29 +152,3 @@ def multiply(_context, _a, _stride, _weights, _weight_stride, _count, _out, _out
         return _target.get_dummy_value()
 
     return types.void(*[types.uintp] * 7), codegen
-
-
-@intrinsic
-def add_listed(_context, _list, _count, _rows, _stride, _out):  # pyright: ignore
-    """(list, count, rows, stride, out): add the listed rows' STRIP float32 to the STRIP at the address out.
-
-    list is the address of ``count`` >= 1 uint16; rows that of row 0, rows ``stride`` bytes apart.
-    """
-
-    def codegen(_target: Any, b: Any, _signature: Any, arguments: Any) -> Any:
-        listed, count, rows, stride, out = arguments
-        every = range(STRIP // LOOKUPS)
-        places = [address(b, out, number(v * _VECTOR_BYTES), _FLOATS) for v in every]
-        loop = _Loop(b, count, [b.load(place, align=4) for place in places])
-        short = ir.IntType(16)
-        which = b.zext(b.load(address(b, listed, b.mul(loop.index, number(2)), short), align=2), WORD)
-        row = b.add(rows, b.mul(which, stride))
-        sums = [
-            b.fadd(loop.values[v], b.load(address(b, row, number(v * _VECTOR_BYTES), _FLOATS), align=4)) for v in every
-        ]
-        loop.close(sums)
-        for place, value in zip(places, sums, strict=True):
-            b.store(value, place, align=4)
-        return _target.get_dummy_value()
-
-    return types.void(*[types.uintp] * 5), codegen

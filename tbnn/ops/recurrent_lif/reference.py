@@ -49,15 +49,22 @@ class RecurrentResult(NamedTuple):
 
 
 def recurrent_lif_reference(
-    current: Tensor, feedback: Feedback, cell: Cell, state: LifState, past: Tensor, reset: str, gradient: SpikeGradient
-) -> RecurrentResult:
-    """Run current (T, B, N) through neurons, from a complete state and the spikes on their way, past (delay, B, N)."""
-    waiting, out = list(past.unbind(0)), []
+    current: Tensor, feedback: Feedback, cell: Cell, state: LifState, past: Tensor, rule: Rule, gradient: SpikeGradient,
+    lengths: Tensor | None = None,
+) -> RecurrentResult:  # fmt: skip
+    """Run current (T, B, N) through neurons, from a complete state and the spikes on their way, past (delay, B, N).
+
+    Of each sequence ``lengths`` (B,) steps count: past them the state and the spikes on their way stand still.
+    """
+    waiting, out = past, []
     frozen = feedback.detach()._replace(weight=feedback.weight, bias=feedback.bias)
     for t, current_t in enumerate(current.unbind(0)):
-        now = current_t + frozen(waiting[t])
-        step = lif_reference(now.unsqueeze(0), cell, state, Rule(reset), gradient, Statistics(1), None)
+        now = current_t + frozen(waiting[0])
+        runs = None if lengths is None else t < lengths
+        statistics = Statistics(1, None if runs is None else runs.to(current.dtype).unsqueeze(0))
+        step = lif_reference(now.unsqueeze(0), cell, state, rule, gradient, statistics, None)
         state = step.state
         out.append(step.out.squeeze(0))
-        waiting.append(out[-1])
-    return RecurrentResult(torch.stack(out), state, torch.stack(waiting[-past.shape[0] :]))
+        shifted = torch.cat([waiting[1:], step.out])
+        waiting = shifted if runs is None else torch.where(runs.unsqueeze(1), shifted, waiting)
+    return RecurrentResult(torch.stack(out), state, waiting)

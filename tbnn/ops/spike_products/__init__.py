@@ -4,6 +4,7 @@ Forward the products are whole numbers, counted from bits. Backward one operand 
 met a spike, dx = dy·Ŵ the rows of dyᵀ with signs, all in float32, four bits at a time from tables of sums.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ from tbnn.ops.binary_linear.choice import binary_product_cpu
 from tbnn.ops.binary_linear.events import WeightColumns, weight_columns
 from tbnn.ops.kernels import as_numpy, backend_for, fresh
 from tbnn.ops.spike_products.cpu import WIDTH, bits_product_cpu, pack_spikes_cpu, scale_products_cpu
-from tbnn.ops.spike_products.events import CHUNK, add_events_cpu, list_events_cpu
+from tbnn.ops.spike_products.events import CHUNK, add_events_cpu, list_events_cpu, turn_sums_cpu
+from tbnn.ops.spike_products.events import WIDTH as EVENT_WIDTH
 from tbnn.ops.spike_products.reference import (
     input_gradient_reference,
     spike_linear_reference,
@@ -25,7 +27,9 @@ from tbnn.ops.spike_products.reference import (
 
 __all__ = [
     "Planes",
+    "WeightGradient",
     "input_gradient",
+    "input_gradient_of_blocks",
     "input_gradient_reference",
     "pack_spikes",
     "planes_of",
@@ -37,6 +41,9 @@ __all__ = [
 
 MOST_VALUE = 15  # of weights whose planes are made: up to five of them
 COUNTED = 1 << 18  # whole numbers in memory before they are scaled
+FROM_BITS = 1 << 22  # rows·inputs·outputs, and
+FEW = 32  # rows, inputs or outputs that products from bits are worth it from: below, a float32 product is as fast
+SHORT_BLOCK, MOST_SIGNED = 64, 2  # inputs of a block, planes of the weights in the inputs' gradient
 FEW_EVENTS = 0.25  # share of spikes up to which adding them one by one beats the tables
 TASK_COLUMNS = 256  # of a gradient that too few rows would keep from all threads
 
@@ -164,13 +171,50 @@ def weight_gradient(dy: Tensor, words: Tensor, inputs: int, *, backend: str | No
         )
     if backend_for(dy, backend, kernel_dtypes=(torch.float32,)) != "cpu":
         return weight_gradient_reference(dy, words, inputs)
-    rows, outputs = dy.shape
-    columns = _bit_columns(as_numpy(words), inputs)
-    starts = _event_starts(columns)
-    if starts[-1] <= FEW_EVENTS * rows * inputs:
-        return _event_gradient(dy, columns, starts)
-    ones, zeros = np.ones(rows, np.float32), np.zeros(outputs, np.float32)
-    return _bits_product(dy, False, ones, columns[None], (1.0,), False, zeros, (outputs, inputs))
+    total = WeightGradient(dy.shape[1], inputs)
+    total.add(dy, words)
+    return total.total()
+
+
+class WeightGradient:
+    """:func:`weight_gradient` of float32 on the CPU, added up over calls for some rows each.
+
+    Args:
+        outputs, inputs: N and F.
+    """
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        self.outputs, self.inputs = outputs, inputs
+        self._sums: Tensor | None = None  # as the events' kernel adds them
+        self._total: Tensor | None = None
+
+    def add(self, dy: Tensor, words: Tensor) -> None:
+        """Add dyᵀx for dy (M, N) and words (M, ⌈F/32⌉)."""
+        rows = len(dy)
+        columns = _bit_columns(as_numpy(words), self.inputs)
+        starts = _event_starts(columns)
+        if starts[-1] <= FEW_EVENTS * rows * self.inputs:
+            self._add_events(dy, columns, starts)
+            return
+        ones, zeros = np.ones(rows, np.float32), np.zeros(self.outputs, np.float32)
+        some = _bits_product(dy, False, ones, columns[None], (1.0,), False, zeros, (self.outputs, self.inputs))
+        self._total = some if self._total is None else self._total.add_(some)
+
+    def _add_events(self, dy: Tensor, columns: npt.NDArray[np.uint64], starts: npt.NDArray[np.int64]) -> None:
+        """Spike by spike."""
+        places = np.empty(starts[-1], np.uint16)
+        list_events_cpu(columns, starts, places, work=columns.size * 16)
+        if self._sums is None:  # torch's memory begins at a cache line
+            self._sums = torch.zeros(-(-self.outputs // EVENT_WIDTH), self.inputs, EVENT_WIDTH)
+        add_events_cpu(as_numpy(dy), starts, places, self._sums.numpy(), work=int(starts[-1]) * self.outputs)
+
+    def total(self) -> Tensor:
+        """The sum of all calls, (N, F)."""
+        if self._sums is None:
+            return torch.zeros(self.outputs, self.inputs) if self._total is None else self._total
+        out = fresh((self.outputs, self.inputs), torch.float32)
+        turn_sums_cpu(self._sums.numpy(), as_numpy(out), work=out.numel())
+        return out if self._total is None else out.add_(self._total)
 
 
 def _event_starts(columns: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
@@ -180,22 +224,16 @@ def _event_starts(columns: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _event_gradient(dy: Tensor, columns: npt.NDArray[np.uint64], starts: npt.NDArray[np.int64]) -> Tensor:
-    """:func:`weight_gradient` spike by spike."""
-    places = np.empty(starts[-1], np.uint16)
-    list_events_cpu(columns, starts, places, work=columns.size * 16)
-    out = fresh((dy.shape[1], columns.shape[1]), torch.float32)
-    add_events_cpu(as_numpy(dy), starts, places, as_numpy(out), work=int(starts[-1]) * dy.shape[1])
-    return out
-
-
-def input_gradient(dy: Tensor, planes: Planes, scale: Tensor, offset: Tensor | None) -> Tensor:
+def input_gradient(
+    dy: Tensor, planes: Planes, scale: Tensor, offset: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     """``dx = dy·Ŵ`` with ``Ŵ = scale·values + offset`` of one block, float32 on the CPU.
 
     Args:
         dy: (M, N).
         planes: of the values (N, F).
         scale, offset: (N,); None for no offset.
+        out: (M, F), contiguous, to be filled; None for new memory.
 
     Returns:
         (M, F).
@@ -205,7 +243,25 @@ def input_gradient(dy: Tensor, planes: Planes, scale: Tensor, offset: Tensor | N
     rest = scale * (sum(halves) + planes.constant)
     start = as_numpy(torch.mv(dy, rest if offset is None else rest + offset))
     columns = [_bit_columns(plane, planes.inputs) for plane in planes.words]
-    return _bits_product(dy, True, as_numpy(scale), np.stack(columns), halves, True, start, (len(dy), planes.inputs))
+    shape = (len(dy), planes.inputs)
+    return _bits_product(dy, True, as_numpy(scale), np.stack(columns), halves, True, start, shape, out)
+
+
+def input_gradient_of_blocks(
+    dy: Tensor, planes: Sequence[Planes | None], scale: Tensor, offset: Tensor | None, out: Tensor | None = None
+) -> Tensor | None:
+    """:func:`input_gradient` for blocks of inputs, scale and offset (N, blocks); None where a matrix product is as fast."""
+    known = [some for some in planes if some is not None and len(some.factors) <= MOST_SIGNED]
+    (rows, outputs), inputs = dy.shape, sum(some.inputs for some in known)
+    large = min(rows, outputs, inputs) >= FEW and rows * inputs * outputs >= FROM_BITS
+    narrow = len(known) > 1 and known[0].inputs < SHORT_BLOCK
+    if not large or narrow or len(known) < len(planes) or dy.dtype != torch.float32 or dy.device.type != "cpu":
+        return None
+    offsets = [None] * len(known) if offset is None else offset.unbind(1)
+    each = list(zip(known, scale.unbind(1), offsets, strict=True))
+    if len(each) == 1:
+        return input_gradient(dy, *each[0], out)
+    return torch.cat([input_gradient(dy, *some) for some in each], 1, out=out)
 
 
 def _bits_product(
@@ -217,9 +273,10 @@ def _bits_product(
     signs: bool,
     start: npt.NDArray[np.float32],
     shape: tuple[int, int],
+    out: Tensor | None = None,
 ) -> Tensor:
     """:func:`tbnn.ops.spike_products.cpu.bits_product_cpu`, its work in parts for the threads there are."""
-    out = fresh(shape, torch.float32)
+    out = fresh(shape, torch.float32) if out is None else out
     tiles = -(-shape[0] // WIDTH)
     parts = 1 if tiles >= 2 * torch.get_num_threads() else -(-shape[1] // TASK_COLUMNS)
     bits_product_cpu(

@@ -6,7 +6,7 @@ from numba import prange
 
 from tbnn.ops.binary_linear.cpu import popcount64
 from tbnn.ops.kernels import device_function, kernel
-from tbnn.ops.spike_products.tables import LANES, ROWS, TABLE_REALS, build_tables, compare_32, look_up
+from tbnn.ops.spike_products.tables import LANES, ROWS, TABLE_REALS, TOGETHER, build_tables, compare_32, look_up
 
 VECTORS = 4  # of 16 columns, copied together: whole cache lines that follow each other
 WIDTH = LANES * VECTORS
@@ -65,7 +65,7 @@ def bits_product_cpu(a, turned, scale, columns, factors, signs, start, parts, ou
             m0 = group * ROWS
             _copy_tile(a, turned, scale, m0, min(m0 + ROWS, rows), n0, n1, tile)
             for v in range((n1 - n0 + LANES - 1) // LANES):
-                build_tables(tile[v].ctypes.data, tables.ctypes.data, signs)
+                build_tables(tile[v].ctypes.data, tables.ctypes.data, ROWS // TOGETHER, signs)
                 for p in range(columns.shape[0]):
                     words = columns[p, group].ctypes.data + 8 * f0
                     look_up(words, count, tables.ctypes.data, factors[p], sums[v].ctypes.data)

@@ -11,6 +11,7 @@ from numba.extending import intrinsic
 from tbnn.ops.binary_linear.cpu import popcount64
 from tbnn.ops.binary_linear.vectors import WORD, address, number
 from tbnn.ops.kernels import kernel
+from tbnn.ops.spike_products.turn import turn_16, vectors
 
 VECTOR = 16  # reals
 VECTORS = 4  # side by side in registers
@@ -78,15 +79,12 @@ def list_events_cpu(columns, starts, places):  # pyright: ignore
 
 
 @kernel
-def add_events_cpu(dy, starts, places, out):  # pyright: ignore
-    """out[n, f] (N, F) = Σ of dy[m, n], dy (M, N) float32, over the spikes m of column f that ``list_events_cpu`` listed."""
-    (rows, outputs), inputs = dy.shape, out.shape[1]
-    for task in prange((outputs + WIDTH - 1) // WIDTH):
+def add_events_cpu(dy, starts, places, sums):  # pyright: ignore
+    """sums[n // WIDTH, f, n % WIDTH] += Σ of dy[m, n], dy (M, N) float32, over the spikes m of column f that were listed."""
+    (rows, outputs), (strips, inputs, _) = dy.shape, sums.shape
+    for task in prange(strips):
         n0, n1 = task * WIDTH, min((task + 1) * WIDTH, outputs)
-        memory = np.zeros((CHUNK + inputs) * WIDTH + VECTOR, np.float32)
-        first = (-(memory.ctypes.data // 4)) % VECTOR  # a vector across two cache lines would be read twice
-        tile = memory[first : first + CHUNK * WIDTH].reshape(CHUNK, WIDTH)
-        sums = memory[first + CHUNK * WIDTH : first + (CHUNK + inputs) * WIDTH].reshape(inputs, WIDTH)
+        tile = vectors(CHUNK * VECTORS).reshape(CHUNK, WIDTH)
         for chunk in range((rows + CHUNK - 1) // CHUNK):
             m0 = chunk * CHUNK
             for m in range(m0, min(m0 + CHUNK, rows)):
@@ -96,8 +94,22 @@ def add_events_cpu(dy, starts, places, out):  # pyright: ignore
             for f in range(inputs):
                 at = starts[chunk * inputs + f]
                 count = starts[chunk * inputs + f + 1] - at
-                add_rows(places.ctypes.data + 2 * at, count, tile.ctypes.data, sums[f].ctypes.data)
-        for n in range(n0, n1):
-            row = out[n]
-            for f in range(inputs):
-                row[f] = sums[f, n - n0]
+                add_rows(places.ctypes.data + 2 * at, count, tile.ctypes.data, sums[task, f].ctypes.data)
+
+
+@kernel
+def turn_sums_cpu(sums, out):  # pyright: ignore
+    """out (N, F) of the sums (⌈N/WIDTH⌉, F, WIDTH)."""
+    outputs, inputs = out.shape
+    for task in prange((outputs + VECTOR - 1) // VECTOR):
+        n0 = task * VECTOR
+        strip, lane = n0 // WIDTH, n0 % WIDTH
+        if inputs < VECTOR or n0 + VECTOR > outputs:
+            for n in range(n0, min(n0 + VECTOR, outputs)):
+                for f in range(inputs):
+                    out[n, f] = sums[strip, f, n - n0 + lane]
+            continue
+        for first in range(0, inputs, VECTOR):
+            f0 = min(first, inputs - VECTOR)
+            here, there = sums[strip, f0].ctypes.data + 4 * lane, out[n0].ctypes.data + 4 * f0
+            turn_16(here, 4 * WIDTH, there, 4 * inputs)

@@ -31,11 +31,11 @@ def _vector(builder: Any, base: Any, place: int) -> Any:
 
 
 @intrinsic
-def build_tables(_context, _rows, _tables, _signs):  # pyright: ignore
-    """Addresses of 64 rows of 16 float32 and of the tables; signs: entry i is Σ ±row, else Σ of the rows whose bit is 1."""
+def build_tables(_context, _rows, _tables, _count, _signs):  # pyright: ignore
+    """Addresses of rows of 16 float32 and of ``count`` tables; signs: entry i is Σ ±row, else Σ of the rows whose bit is 1."""
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        b, (rows, tables, signs) = builder, arguments
+        b, (rows, tables, count, signs) = builder, arguments
         one, two, zero = (ir.Constant(_REALS, [float(value)] * LANES) for value in (1, 2, 0))
         step = b.select(b.icmp_signed("!=", signs, number(0)), two, one)
         before, loop, done = b.block, b.append_basic_block("table"), b.append_basic_block("done")
@@ -55,44 +55,54 @@ def build_tables(_context, _rows, _tables, _signs):  # pyright: ignore
         following = b.add(table, number(1))
         table.add_incoming(number(0), before)
         table.add_incoming(following, loop)
-        b.cbranch(b.icmp_signed("<", following, number(ROWS // TOGETHER)), loop, done)
-        b.position_at_end(done)
-        return context.get_dummy_value()
-
-    return types.void(types.uintp, types.uintp, types.intp), codegen
-
-
-@intrinsic
-def look_up(_context, _words, _count, _tables, _factor, _out):  # pyright: ignore
-    """out[f] += factor·Σ_tables sum(bits of words[f]), f < count: words uint64, out rows of 16 float32, both addresses."""
-
-    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        b, (words, count, tables, factor, out) = builder, arguments
-        undefined = ir.Constant(_REALS, ir.Undefined)
-        lanes = ir.Constant(ir.VectorType(INDEX, LANES), [0] * LANES)
-        scale = b.shuffle_vector(b.insert_element(undefined, factor, ir.Constant(INDEX, 0)), undefined, lanes)
-        before, loop, done = b.block, b.append_basic_block("column"), b.append_basic_block("done")
-        b.cbranch(b.icmp_signed(">", count, number(0)), loop, done)
-        b.position_at_end(loop)
-        f = b.phi(WORD)
-        word = b.load(address(b, words, b.mul(f, number(8)), WORD), align=8)
-        parts = []
-        for table in range(ROWS // TOGETHER):
-            entry = b.and_(b.lshr(word, number(TOGETHER * table)), number(SUMS - 1))
-            offset = b.add(b.mul(entry, number(_BYTES)), number(table * SUMS * _BYTES))
-            parts.append(b.load(address(b, tables, offset, _REALS), align=4))
-        while len(parts) > 1:
-            parts = [b.fadd(one, other) for one, other in zip(parts[::2], parts[1::2], strict=True)]
-        place = address(b, out, b.mul(f, number(_BYTES)), _REALS)
-        b.store(b.fadd(b.load(place, align=4), b.fmul(parts[0], scale)), place, align=4)
-        following = b.add(f, number(1))
-        f.add_incoming(number(0), before)
-        f.add_incoming(following, loop)
         b.cbranch(b.icmp_signed("<", following, count), loop, done)
         b.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(types.uintp, types.intp, types.uintp, types.float32, types.uintp), codegen
+    return types.void(types.uintp, types.uintp, types.intp, types.intp), codegen
+
+
+def look_up_rows(rows: int) -> Any:
+    """An intrinsic (words, count, tables, factor, out): out[f] += factor·Σ_tables sum(bits of words[f]), f < count.
+
+    words uint64, of which the low ``rows`` bits count, out rows of 16 float32, both addresses.
+    """
+    tables_used = rows // TOGETHER
+
+    @intrinsic
+    def add(_context, _words, _count, _tables, _factor, _out):  # pyright: ignore
+        def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            b, (words, count, tables, factor, out) = builder, arguments
+            undefined = ir.Constant(_REALS, ir.Undefined)
+            lanes = ir.Constant(ir.VectorType(INDEX, LANES), [0] * LANES)
+            scale = b.shuffle_vector(b.insert_element(undefined, factor, ir.Constant(INDEX, 0)), undefined, lanes)
+            before, loop, done = b.block, b.append_basic_block("column"), b.append_basic_block("done")
+            b.cbranch(b.icmp_signed(">", count, number(0)), loop, done)
+            b.position_at_end(loop)
+            f = b.phi(WORD)
+            word = b.load(address(b, words, b.mul(f, number(8)), WORD), align=8)
+            parts = []
+            for table in range(tables_used):
+                entry = b.and_(b.lshr(word, number(TOGETHER * table)), number(SUMS - 1))
+                offset = b.add(b.mul(entry, number(_BYTES)), number(table * SUMS * _BYTES))
+                parts.append(b.load(address(b, tables, offset, _REALS), align=4))
+            while len(parts) > 1:
+                parts = [b.fadd(one, other) for one, other in zip(parts[::2], parts[1::2], strict=True)]
+            place = address(b, out, b.mul(f, number(_BYTES)), _REALS)
+            b.store(b.fadd(b.load(place, align=4), b.fmul(parts[0], scale)), place, align=4)
+            following = b.add(f, number(1))
+            f.add_incoming(number(0), before)
+            f.add_incoming(following, loop)
+            b.cbranch(b.icmp_signed("<", following, count), loop, done)
+            b.position_at_end(done)
+            return context.get_dummy_value()
+
+        return types.void(types.uintp, types.intp, types.uintp, types.float32, types.uintp), codegen
+
+    return add
+
+
+look_up, look_up_32, look_up_16 = (look_up_rows(rows) for rows in (ROWS, 32, 16))
 
 
 @intrinsic
