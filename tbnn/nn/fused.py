@@ -10,6 +10,7 @@ from tbnn.nn.conv import BinaryConv2d
 from tbnn.nn.linear import BinaryLinear
 from tbnn.nn.neuron import Neuron
 from tbnn.nn.norm import TemporalBatchNorm
+from tbnn.nn.recurrent import Recurrent
 from tbnn.nn.stateful import call_stateless
 from tbnn.nn.wire import Wire
 from tbnn.ops.layer_lif import Convolution, Memory, Norm, WeightedSpikes, Weights, packed_spikes
@@ -25,7 +26,7 @@ class Group(NamedTuple):
 
     weights: BinaryLinear | BinaryConv2d
     norm: nn.Module | None
-    neuron: Neuron
+    neuron: Neuron | Recurrent
 
     @property
     def size(self) -> int:
@@ -37,17 +38,23 @@ def group_at(layers: Sequence[nn.Module], index: int) -> Group | None:
     """The layers from ``index`` on that run as one, if bits on the CPU enter them; None: the layer runs alone.
 
     Weights are a :class:`BinaryLinear` or a :class:`BinaryConv2d` of few bits, whose blocks are rows or, of a linear
-    layer, whole words; a batch norm may follow; then comes one of the library's neurons that emits bits. A hook on one of
-    them wants to see what stands between them, which then is worked out, unless it is marked by :func:`sees_no_current`.
+    layer, whole words; a batch norm may follow; then comes one of the library's neurons that emits bits, or, after linear
+    weights without a norm, a :class:`Recurrent` layer of such. A hook on one of them wants to see what stands between them, which then is worked out, unless it is marked by :func:`sees_no_current`.
     """
     weights = layers[index]
     if type(weights) not in (BinaryLinear, BinaryConv2d) or not _knows_bits(weights):
         return None
     norm = layers[index + 1] if index + 1 < len(layers) and isinstance(layers[index + 1], NORMS) else None
     last = index + (1 if norm is None else 2)
-    if last >= len(layers) or not _runs_on_bits(layers[last]) or (norm is not None and not _fuses_norm(weights, norm)):
+    if last >= len(layers) or (norm is not None and not _fuses_norm(weights, norm)):
         return None
-    own: Any = (weights, norm, layers[last])
+    neuron = layers[last]
+    if isinstance(neuron, Recurrent):
+        if norm is not None or not isinstance(weights, BinaryLinear) or not neuron.fusible or neuron.neuron.joined:
+            return None
+    elif not _runs_on_bits(neuron):
+        return None
+    own: Any = (weights, norm, neuron)
     return None if any(part is not None and _watched(part) for part in own) else Group(*own)
 
 
@@ -101,9 +108,10 @@ def _watched(module: nn.Module) -> bool:
     return not all(getattr(hook, "sees_no_current", False) for hook in _hooks(module))
 
 
-def emits_numbers(neuron: Neuron) -> bool:
+def emits_numbers(layer: Neuron | Recurrent) -> bool:
     """Whether someone looks at the spikes that leave a neuron before the next layer does."""
-    return neuron.homeostasis is not None or not all(getattr(hook, "sees_no_spikes", False) for hook in _hooks(neuron))
+    neuron = layer.neuron if isinstance(layer, Recurrent) else layer
+    return neuron.homeostasis is not None or not all(getattr(hook, "sees_no_spikes", False) for hook in _hooks(layer))
 
 
 def weighted_spikes(

@@ -1,14 +1,18 @@
 """The linear layer with binary weights."""
 
+import torch
 from torch import Tensor
 
 from tbnn.bits import WORD_BITS
 from tbnn.nn.weights import BinaryWeight, Parts, Prepared, Product, Spikes
+from tbnn.ops.kernels import NUMPY_DTYPES
+from tbnn.ops.lif.memory import reused
 from tbnn.ops.quantize import Codes
 from tbnn.ops.quantize.estimators import Estimator
 from tbnn.ops.quantize.sparsify import SparsityLike
 from tbnn.ops.spike_products import (
     FEW,
+    FEW_OUTPUTS,
     FROM_BITS,
     SHORT_BLOCK,
     Planes,
@@ -110,7 +114,8 @@ class LinearProduct(Product):
         (rows, inputs), outputs = x.shape, codes.values.shape[0]
         block = min(self.block or inputs, inputs)
         aligned = block == inputs or block % WORD_BITS == 0
-        if min(rows, outputs) < FEW or block < SHORT_BLOCK or not aligned or rows * inputs * outputs < FROM_BITS:
+        few = rows < FEW or outputs < FEW_OUTPUTS or rows * inputs * outputs < FROM_BITS
+        if few or block < SHORT_BLOCK or not aligned:
             return None
         planes = self._planes_of(codes.values, block)
         known = [some for some in planes if some is not None and len(some.factors) <= MOST_PLANES]
@@ -122,12 +127,12 @@ class LinearProduct(Product):
         self, dy: Tensor, spikes: Spikes, weight: Tensor, codes: Codes, sums: bool, needs: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         (rows, outputs), inputs = dy.shape, weight.shape[1]
-        large = min(rows, outputs, inputs) >= FEW and rows * inputs * outputs >= FROM_BITS
+        large = min(rows, inputs) >= FEW and outputs >= FEW_OUTPUTS and rows * inputs * outputs >= FROM_BITS
         dx = dweight = None
         if needs[0]:
             planes = self._planes_of(codes.values, min(self.block or inputs, inputs)) if large else [None]
             dx = input_gradient_of_blocks(dy, planes, codes.scale, codes.offset if sums else None)
-            dx = dy @ weight if dx is None else dx
+            dx = _matmul(dy, weight) if dx is None else dx
         if needs[1]:
             dweight = weight_gradient(dy, spikes.words, inputs) if large else dy.T @ spikes.unpacked()
         return dx, dweight
@@ -137,3 +142,10 @@ class LinearProduct(Product):
         if self._planes is None:
             self._planes = [planes_of(part) for part in values.split(block, 1)]
         return self._planes
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, into memory that an earlier call has touched where there is some: its first touch costs as much as the product."""
+    if a.device.type != "cpu" or a.dtype not in NUMPY_DTYPES or a.dtype != b.dtype:
+        return a @ b
+    return torch.mm(a, b, out=reused((a.shape[0], b.shape[1]), a.dtype))

@@ -14,6 +14,7 @@ from tbnn.nn.fused import Group, group_at, weighted_spikes
 from tbnn.nn.linear import BinaryLinear
 from tbnn.nn.pool import Flatten, MaxPool2d
 from tbnn.nn.recorded import Recorded
+from tbnn.nn.recurrent import Recurrent
 from tbnn.nn.stateful import Stateful, call_stateless, guard, lengths_of
 from tbnn.nn.wire import Wire
 from tbnn.ops.kernels import untraced
@@ -85,9 +86,17 @@ class Network(Recorded, nn.Module):
         for network in self.modules():
             if isinstance(network, Network):
                 network._memory, network._inner, network._predicted = memory, network is not self, {}
-                network._share = share_of(memory) if isinstance(memory, str) else 0.0
                 if "memory" in network.__dict__.get("made_with", ()):
                     network.__dict__["made_with"]["memory"] = memory
+        self._set_share(share_of(memory) if isinstance(memory, str) else 0.0)
+
+    def _set_share(self, share: float) -> None:
+        """How many of their states the layers keep for backward."""
+        for layer in self.modules():
+            if isinstance(layer, Network):
+                layer._share = share
+            elif isinstance(layer, Recurrent):
+                layer.memory = share
 
     @untraced
     def _fit(self, x: Tensor) -> None:
@@ -97,10 +106,7 @@ class Network(Recorded, nn.Module):
         key = (x.shape[1:], x.dtype, self.training)
         if key not in self._predicted:
             self._predicted[key] = Predicted(self, x)
-        share = self._predicted[key].share_within(cast("int", self._memory), x.shape[0])
-        for network in self.modules():
-            if isinstance(network, Network):
-                network._share = share
+        self._set_share(self._predicted[key].share_within(cast("int", self._memory), x.shape[0]))
 
     def forward(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
         """x: float (T, B, features...) of 0/1, or packed int32 words (T, B, ceil(features/32)); mask: (T, B) or None."""

@@ -94,7 +94,7 @@ class Recurrent(Recorded, Stateful):
 
     def _fuses(self, x: Tensor | WeightedSpikes) -> bool:
         """Whether a fused call takes an input like x."""
-        if not self.fusible or self.neuron.joined or torch.is_autocast_enabled("cpu"):
+        if not self.fusible or self.neuron.joined or torch.compiler.is_compiling():
             return False
         layer = cast("BinaryLinear", self.recurrent_layer)
         known = x.shape[2:] == (layer.in_features,) and x.dtype == layer.weight.dtype

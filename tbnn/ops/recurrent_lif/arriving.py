@@ -38,3 +38,8 @@ class Arriving:
         out = as_numpy(reused((hi - lo, *self._shape), self._dtype))
         self._products.current(as_numpy(self.words[lo:hi]), out)
         return out
+
+    def input_gradient(self, dcurrent: Tensor, out: Tensor) -> None:
+        """Fill out (M, inputs) with the gradient of the spikes, from that of M steps' currents (M, N)."""
+        if self.weight is not None:
+            self._products.input_gradient(dcurrent, self.weight, out)

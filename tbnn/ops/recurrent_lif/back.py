@@ -9,7 +9,7 @@ from torch import Tensor
 from tbnn.ops.kernels import as_numpy
 from tbnn.ops.layer_lif.passage import Array, Chunk, Layout, unstacked
 from tbnn.ops.layer_lif.plan import Plan
-from tbnn.ops.layer_lif.products import input_gradient, weight_gradient
+from tbnn.ops.layer_lif.products import WeightGradient
 from tbnn.ops.lif.memory import reused
 from tbnn.ops.recurrent_lif import backward
 from tbnn.ops.recurrent_lif.adjoint import scratch_of
@@ -49,8 +49,7 @@ class WayBack:
         needs: which gradients to work out.
 
     Attributes:
-        dcurrent: (T, B, N), of a current; or dvalues and dinputs, of spikes and the weights in front of the neurons.
-        dweight: of Ŵ.
+        dcurrent: (T, B, N), of a current; or dvalues, of the spikes in front of the neurons.
         dbias: (B, N), of a bias a sample.
         totals: (0, 3 or 10, B, N), of the coefficients.
         dpast: (delay, B, N), of the spikes that were on their way.
@@ -73,8 +72,9 @@ class WayBack:
         self.window[-walk.delay :] = 0
         self.dcurrent = self.window[:steps] if needs.current else None
         self.dvalues = reused((plan.steps, walk.batch, arriving.inputs), weight.dtype) if needs.values else None
-        self.dinputs = torch.zeros_like(arriving.weight) if needs.inputs and arriving.weight is not None else None
-        self.dweight = torch.zeros_like(weight) if needs.weight else None
+        front = arriving.weight if needs.inputs else None
+        self._dinputs = None if front is None else WeightGradient(None, front)
+        self._dweight = WeightGradient(None, weight) if needs.weight else None
         self.dbias = torch.zeros(shape, dtype=weight.dtype)
         self.dpast = weight.new_zeros(walk.delay, *shape)
         self._scratch = scratch_of(adjoint, *shape)
@@ -123,16 +123,22 @@ class WayBack:
         if not self.whole:
             self._ahead = window[: walk.delay].clone()
         rows = window[: hi - lo].view(-1, walk.features)
-        if self.dweight is not None:
-            words = torch.from_numpy(walk.returned(lo, hi)).reshape(len(rows), -1)
-            self.dweight += weight_gradient(rows, words, walk.features, None, self.weight)
-        if self.arriving.weight is None:
-            return
+        if self._dweight is not None:
+            self._dweight.add(rows, torch.from_numpy(walk.returned(lo, hi)).reshape(len(rows), -1))
         if self.dvalues is not None:
-            input_gradient(rows, self.arriving.weight, None, self.dvalues[lo:hi].flatten(0, 1))
-        if self.dinputs is not None:
-            words = self.arriving.words[lo:hi].reshape(len(rows), -1)
-            self.dinputs += weight_gradient(rows, words, self.arriving.inputs, None, self.arriving.weight)
+            self.arriving.input_gradient(rows, self.dvalues[lo:hi].flatten(0, 1))
+        if self._dinputs is not None:
+            self._dinputs.add(rows, self.arriving.words[lo:hi].reshape(len(rows), -1))
+
+    @property
+    def dinputs(self) -> Tensor | None:
+        """The gradient of the weights in front of the neurons."""
+        return None if self._dinputs is None else self._dinputs.total()
+
+    @property
+    def dweight(self) -> Tensor | None:
+        """The gradient of the weights that spikes return through."""
+        return None if self._dweight is None else self._dweight.total()
 
     def _window(self, lo: int, hi: int) -> Tensor:
         """Where the gradients of steps lo … hi go, and, filled, those of the ``delay`` steps after."""
