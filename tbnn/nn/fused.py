@@ -64,20 +64,17 @@ def _runs_on_bits(neuron: nn.Module) -> bool:
     return type(neuron)._lif is Neuron._lif and type(neuron).run is Neuron.run
 
 
-def _knows_bits(layer: nn.Module) -> bool:
-    weight: Any = layer.weight
-    bits: float | None = layer.bits  # pyright: ignore[reportAssignmentType]
+def _knows_bits(layer: BinaryLinear | BinaryConv2d) -> bool:
+    weight, bits, block = layer.weight, layer.bits, layer.block
     row = weight[0].numel()
     if bits is None or row * (2 ** max(int(bits), 1) - 1) >= EXACT or weight.device.type != "cpu":
         return False
-    block: int | None = layer.block  # pyright: ignore[reportAssignmentType]
     return block is None or block >= row or (isinstance(layer, BinaryLinear) and block % WORD == 0)
 
 
-def _fuses_norm(weights: nn.Module, norm: nn.Module) -> bool:
+def _fuses_norm(weights: BinaryLinear | BinaryConv2d, norm: nn.Module) -> bool:
     """Whether a norm's statistics are those of this process and it has a place for them."""
-    return False  # STANDIN
-    outputs: int = weights.weight.shape[0]  # pyright: ignore[reportAssignmentType, reportArgumentType]
+    outputs = weights.weight.shape[0]
     if isinstance(norm, TemporalBatchNorm):
         return norm.features == outputs and not (norm.training and norm.shared)
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d):
@@ -129,8 +126,10 @@ def weighted_spikes(
     values = x.thread if isinstance(x, Wire) else x
     if tracing or values.device != weight.device or values.dtype != weight.dtype or values.numel() == 0:
         return None
-    if weight.dtype not in (torch.float32, torch.float64) or (norm is not None and norm.training and masked):
+    if weight.dtype not in (torch.float32, torch.float64):
         return None
+    if masked and norm is not None and norm.training and not isinstance(norm, TemporalBatchNorm):
+        return None  # torch's norms know no mask
     shape, linear = tuple(values.shape[2:]), isinstance(layer, BinaryLinear)
     if shape != (layer.in_features,) if linear else len(shape) != 3 or shape[0] != layer.in_channels:
         return None

@@ -6,10 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tbnn.bits import WORD_BITS, words_for
 from tbnn.nn.fused import sees_no_current
 from tbnn.nn.network import Network
 from tbnn.nn.neuron import Neuron
-from tbnn.ops.layer_lif import SHARES, Memory, WeightedSpikes, kept_bytes
+from tbnn.nn.recurrent import Recurrent
+from tbnn.ops.layer_lif import SHARES, Memory, WeightedSpikes, kept_bytes, plan_of
 
 SHORT, LONG = 16, 32  # steps of the runs that tell what the other layers keep, which of very few is more than a bit
 
@@ -22,20 +24,46 @@ class _Fused(NamedTuple):
     numbers: int
     states: int
     size: int
+    products: int | None
+    """Of whole numbers kept in place of states: a step's of one sample, in bytes."""
     shared: bool
     """Whether a layer before keeps the words that enter it, as what it emitted."""
 
     def kept(self, memory: Memory, steps: int, batch: int) -> int:
         """Its bytes."""
-        given = self.inputs, self.features, self.numbers, self.states, self.size
+        given = self.inputs, self.features, self.numbers, self.states, self.size, self.products
         parts = kept_bytes(memory, steps, batch, *given)
         return sum(parts.values()) - (parts["inputs"] if self.shared else 0)
+
+
+class _Looped(NamedTuple):
+    """A recurrent layer that ran as one call, :mod:`tbnn.ops.recurrent_lif`, with the weights before it or without."""
+
+    inputs: int | None
+    """Of the weights before it, whose words no other layer keeps; None where a current arrives; 0: others keep them."""
+    features: int
+    numbers: int
+    states: int
+    size: int
+    delay: int
+
+    def kept(self, memory: Memory, steps: int, batch: int) -> int:
+        """Its bytes."""
+        plan = plan_of(
+            memory if self.inputs is not None or self.states > 1 else "speed", steps, batch, self.features, self.numbers
+        )
+        recorded = sum(hi - lo for i, (lo, hi) in enumerate(plan.segments) if plan.keeps(i))
+        each = self.size * batch * self.features
+        words = 4 * steps * batch * words_for(self.inputs or 0)
+        bits = 8 * (steps + self.delay) * batch * words_for(words_for(self.features) * WORD_BITS // 2)
+        current = each * steps if self.inputs is None and plan.kept < len(plan.segments) else 0
+        return words + bits + each * (self.numbers * len(plan.segments) + self.states * recorded) + current
 
 
 class Predicted:
     """What a network will keep for backward on batches like x (T, B, features...) or packed, of any number of steps.
 
-    Layers of weights that run as one with their neurons are counted; of the others the bytes that autograd saves in runs
+    Layers of weights that run as one with their neurons, and recurrent layers that do, are counted; of the others the bytes that autograd saves in runs
     of 16 and 32 steps tell what a step and a call take. Parameters and buffers do not count.
     """
 
@@ -43,7 +71,7 @@ class Predicted:
         own = copy.deepcopy(network)
         own.memory = "minimal"
         self.batch = x.shape[1]
-        self.fused: list[_Fused] = []
+        self.fused: list[_Fused | _Looped] = []
         others = []
         with torch.random.fork_rng(devices=[]):
             for steps in (SHORT, LONG):
@@ -97,9 +125,9 @@ def saved_bytes(network: nn.Module, x: Tensor) -> int:
     return count
 
 
-def _run(network: Network, x: Tensor) -> tuple[int, list[_Fused]]:
+def _run(network: Network, x: Tensor) -> tuple[int, list[_Fused | _Looped]]:
     """What autograd keeps, and the layers that ran as one."""
-    fused: list[_Fused] = []
+    fused: list[_Fused | _Looped] = []
     seen: list[Tensor] = [x]  # words that are kept already
 
     def record(neuron: Neuron, args: tuple[object, ...], _: object) -> None:
@@ -108,17 +136,39 @@ def _run(network: Network, x: Tensor) -> tuple[int, list[_Fused]]:
             return
         shared = any(weighted.words.data_ptr() == words.data_ptr() for words in seen)
         seen.extend([weighted.words, weighted.emitted])
-        second = neuron.coefficients().second is not None
-        states = (1 + second) * (1 + neuron.spike_gradient.uses_trace)
-        gates = (second or neuron.winners is not None or neuron.refractory > 0) + (neuron.refractory > 0)
-        features = weighted.shape[2:].numel()
-        size = weighted.weights.weight.element_size()
-        fused.append(_Fused(weighted.inputs, features, states + gates, states, size, shared))
+        states, gates = _numbers_of(neuron)
+        features, size = weighted.shape[2:].numel(), weighted.weights.weight.element_size()
+        fused.append(_Fused(weighted.inputs, features, states + gates, states, size, weighted.products, shared))
 
-    hook = sees_no_current(record, nor_spikes=True)
-    hooks = [m.register_forward_hook(hook) for m in network.modules() if isinstance(m, Neuron)]
+    def record_loop(layer: Recurrent, args: tuple[Tensor | WeightedSpikes, ...], _: object) -> None:
+        given, inputs = args[0], None
+        if not layer.fuses(given):
+            return
+        if isinstance(given, WeightedSpikes):
+            inputs = 0 if any(given.words.data_ptr() == words.data_ptr() for words in seen) else given.inputs
+            seen.append(given.words)
+        states, gates = _numbers_of(layer.neuron)
+        second = layer.neuron.coefficients().second
+        reads = second is not None and (second.from_current.requires_grad or second.current_gain.requires_grad)
+        features, size = given.shape[2:].numel(), given.dtype.itemsize
+        fused.append(_Looped(inputs, features, states + gates, states + reads, size, layer.delay))
+
+    kinds = ((Neuron, record), (Recurrent, record_loop))
+    hooks = [
+        m.register_forward_hook(sees_no_current(hook, nor_spikes=True))
+        for kind, hook in kinds
+        for m in network.modules()
+        if isinstance(m, kind)
+    ]
     try:
         return saved_bytes(network, x), fused
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _numbers_of(neuron: Neuron) -> tuple[int, int]:
+    """Numbers of a neuron's states that backward reads, and those that a checkpoint holds besides."""
+    second = neuron.coefficients().second is not None
+    states = (1 + second) * (1 + neuron.spike_gradient.uses_trace)
+    return states, (second or neuron.winners is not None or neuron.refractory > 0) + (neuron.refractory > 0)

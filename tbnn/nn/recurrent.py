@@ -68,7 +68,7 @@ class Recurrent(Recorded, Stateful):
             raise ValueError(f"Recurrent: expected (T, B, features...), no axis empty, got {tuple(x.shape)}")
         lengths = None if mask is None else lengths_of(mask, *x.shape[:2], at_start=state is None)
         state = guard(state, "Recurrent")
-        fused = self._fused(x, state, lengths) if self._fuses(x) else None
+        fused = self._fused(x, state, lengths) if self.fuses(x) else None
         out, state = self._run(_current(x), state, mask) if fused is None else fused
         self.neuron.observe(out, lengths)
         return out, state
@@ -92,7 +92,7 @@ class Recurrent(Recorded, Stateful):
         coded = layer.bits is not None and (layer.block is None or layer.block >= layer.in_features)
         return known and coded and neuron.spike_gradient.emit == "bits"
 
-    def _fuses(self, x: Tensor | WeightedSpikes) -> bool:
+    def fuses(self, x: Tensor | WeightedSpikes) -> bool:
         """Whether a fused call takes an input like x."""
         if not self.fusible or self.neuron.joined or torch.compiler.is_compiling():
             return False

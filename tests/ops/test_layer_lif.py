@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tbnn import surrogate
 from tbnn.bits import pack_bits
-from tbnn.nn import BinaryConv2d, BinaryLinear
-from tbnn.nn.fused import weighted_spikes
+from tbnn.nn import BinaryConv2d, BinaryLinear, Leaky
+from tbnn.nn.fused import Group, weighted_spikes
 from tbnn.nn.weights import BinaryWeight
 from tbnn.ops.layer_lif import WeightedSpikes, kept_bytes, layer_lif, layer_lif_reference, plan, plan_of
 from tbnn.ops.lif import LifOutput, LifState, Second, SpikeGradient
@@ -62,7 +62,7 @@ def compare(
     inputs = [t for t in inputs if t.requires_grad]
     results = []
     for call in (layer_lif_reference, layer_lif):
-        weighted = weighted_spikes(layer, x, None, memory)
+        weighted = weighted_spikes(Group(layer, None, Leaky(0.5)), x, memory)
         assert weighted is not None
         run = call(weighted, beta, threshold, state, **options)
         torch.manual_seed(1)
@@ -172,12 +172,12 @@ def test_gradients_of_a_mean_are_not_copied_out_and_none_is_needed() -> None:
     x = spikes_for(layer, 9, 2, torch.float32)
     gradients = []
     for call in (layer_lif_reference, layer_lif):
-        weighted = weighted_spikes(layer, x, None, "minimal")
+        weighted = weighted_spikes(Group(layer, None, Leaky(0.5)), x, "minimal")
         assert weighted is not None
         gradients += torch.autograd.grad(call(weighted, 0.9).out.mean(), layer.weight)
     assert torch.allclose(*gradients, rtol=1e-4, atol=1e-8)
     with torch.no_grad():
-        weighted = weighted_spikes(layer, x, None, "minimal")
+        weighted = weighted_spikes(Group(layer, None, Leaky(0.5)), x, "minimal")
         assert weighted is not None
         assert layer_lif(weighted, 0.9).out.grad_fn is None
 
@@ -213,7 +213,7 @@ def test_a_plan_covers_the_sequence(memory: str, steps: int, batch: int, feature
 
 def test_what_is_wrong_is_said() -> None:
     layer = BinaryLinear(33, 40)
-    weighted = weighted_spikes(layer, spikes_for(layer, 2, 2, torch.float32), None, "minimal")
+    weighted = weighted_spikes(Group(layer, None, Leaky(0.5)), spikes_for(layer, 2, 2, torch.float32), "minimal")
     assert weighted is not None
     with pytest.raises(ValueError, match="expected emit='bits', got 'denoised'"):
         layer_lif(weighted, 0.9, gradient=SpikeGradient(emit="denoised"))

@@ -32,10 +32,11 @@ def layer_lif(
 ) -> LifOutput:
     """Run packed spikes through a layer of weights and the neurons after it: :func:`tbnn.ops.lif.lif` of their product.
 
-    The same spikes and states, bit for bit, and the same gradients. Time goes by in chunks: packed products, their currents,
+    The same spikes and states, bit for bit (behind a norm, but for its rounding), and the same gradients. Time goes by in chunks: packed products, their currents,
     the neurons. For backward stay the packed spikes that entered and left, checkpoints of the state, the sums of the ridge
     regression, and the states themselves of the share of steps that ``weighted.memory`` says; the others are worked out
-    again from the checkpoints, segment by segment. ``weighted.emitted`` holds the spikes that left, packed, which the next
+    again from the checkpoints, segment by segment. Of plain neurons behind a norm, whole numbers stay in place of states,
+    two bytes a neuron and step (:mod:`tbnn.ops.layer_lif.tiled`). ``weighted.emitted`` holds the spikes that left, packed, which the next
     layer may take: both then keep the same memory.
 
     Args:
@@ -44,7 +45,7 @@ def layer_lif(
         gradient: likewise, but for emit="denoised".
 
     Raises:
-        ValueError: as :func:`tbnn.ops.lif.lif`; emit="denoised"; weights that are neither float32 nor float64 on the CPU.
+        ValueError: as :func:`tbnn.ops.lif.lif`; emit="denoised"; a norm in training that sees one value a channel; weights that are neither float32 nor float64 on the CPU.
 
     Source: checkpoints in back-propagation through time: Gruslys et al., "Memory-efficient backpropagation through time",
     NeurIPS 2016.

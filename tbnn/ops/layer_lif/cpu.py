@@ -1,11 +1,11 @@
 # pyright: reportCallIssue=false
-"""Kernels between floating-point spikes and packed ones."""
+"""Kernels between floating-point spikes and packed ones, and sums over spikes and whole numbers."""
 
 import numpy as np
 from numba import prange
 
 from tbnn.bits import WORD_BITS
-from tbnn.ops.kernels import kernel
+from tbnn.ops.kernels import device_function, kernel
 
 TILE = 512  # neurons of a task: whole words
 
@@ -59,3 +59,69 @@ def gradient_sums(grad, words, lengths, by_step, out):  # pyright: ignore
                     part, total = g[first : first + WORD_BITS], kept[first : first + WORD_BITS]
                     for i in range(part.size):
                         total[i] += np.float64(part[i]) * np.float64((word >> np.uint32(i)) & np.uint32(1))
+
+
+@kernel
+def hold_counts(product, ones, alive, kept, kept_ones, sums, sums_ones):  # pyright: ignore
+    """Copy whole numbers product (M, C·P), ones (M, groups·P) int32 to kept, kept_ones, of the same shapes; add them up.
+
+    sums (tasks, 3, C) and sums_ones (tasks, 2, groups) int64, or (0, ...) for none: Σp, Σp², Σp·n and Σn, Σn² of the frames
+    that are alive (M,). kept_ones may be (M, 0): n is then of no use.
+    """
+    frames, features = product.shape
+    tasks = max(sums.shape[0], 1)
+    share = (frames + tasks - 1) // tasks
+    for task in prange(tasks):
+        for m in range(task * share, min((task + 1) * share, frames)):
+            p, to = product[m], kept[m]
+            for f in range(features):
+                to[f] = p[f]
+            n, to = ones[m, : kept_ones.shape[1]], kept_ones[m]
+            for f in range(n.size):
+                to[f] = n[f]
+        if sums.shape[0] > 0:
+            total, total_ones = sums[task], sums_ones[task]
+            total[:] = 0
+            total_ones[:] = 0
+            for m in range(task * share, min((task + 1) * share, frames)):
+                if alive[m]:
+                    _add_frame(product[m], ones[m, : kept_ones.shape[1]], total, total_ones)
+
+
+@device_function
+def _add_frame(product, ones, total, total_ones):  # pyright: ignore
+    """Add a frame's whole numbers to sums (3, C) and (2, groups)."""
+    channels, groups = total.shape[1], total_ones.shape[1]
+    pixels = product.size // channels
+    if pixels == 1 and groups == 1:  # a linear layer
+        n = np.int64(ones[0]) if ones.size > 0 else np.int64(0)
+        for c in range(channels):
+            total[0, c] += np.int64(product[c])
+        for c in range(channels):
+            total[1, c] += np.int64(product[c]) * np.int64(product[c])
+        for c in range(channels):
+            total[2, c] += np.int64(product[c]) * n
+    else:
+        for c in range(channels):
+            p = product[c * pixels : (c + 1) * pixels]
+            a, b, d = np.int64(0), np.int64(0), np.int64(0)
+            for i in range(pixels):
+                a += np.int64(p[i])
+                b += np.int64(p[i]) * np.int64(p[i])
+            if ones.size > 0:
+                g = c * groups // channels
+                n = ones[g * pixels : (g + 1) * pixels]
+                for i in range(pixels):
+                    d += np.int64(p[i]) * np.int64(n[i])
+            total[0, c] += a
+            total[1, c] += b
+            total[2, c] += d
+    if ones.size > 0:
+        for g in range(groups):
+            n = ones[g * pixels : (g + 1) * pixels]
+            a, b = np.int64(0), np.int64(0)
+            for i in range(pixels):
+                a += np.int64(n[i])
+                b += np.int64(n[i]) * np.int64(n[i])
+            total_ones[0, g] += a
+            total_ones[1, g] += b

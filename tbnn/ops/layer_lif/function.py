@@ -10,11 +10,12 @@ from torch.autograd.function import once_differentiable
 from tbnn.bits import words_for
 from tbnn.ops.kernels import as_numpy, fresh, unexpanded, untraced
 from tbnn.ops.layer_lif.back import Kept, WayBack
+from tbnn.ops.layer_lif.counts import count_bytes
 from tbnn.ops.layer_lif.cpu import pack_rows
 from tbnn.ops.layer_lif.passage import Carried, Passage, Settings, Totals
 from tbnn.ops.layer_lif.plan import Plan, plan_of
-from tbnn.ops.layer_lif.products import Products
-from tbnn.ops.layer_lif.weighted import Convolution, WeightedSpikes
+from tbnn.ops.layer_lif.tiled import Tiled, TiledTask, coefficient_gradients, goes_tiled, no_floats
+from tbnn.ops.layer_lif.weighted import WeightedSpikes
 from tbnn.ops.lif import cpu
 from tbnn.ops.lif.cell import Cell, Rule, trace_gain
 from tbnn.ops.lif.fused import spikes_before, stacked
@@ -31,11 +32,10 @@ class _Task(NamedTuple):
     passage: Passage
     plan: Plan
     words: Tensor
-    inputs: int
-    convolution: Convolution | None
     spikes: Tensor | None  # (B, F) before the first step, but for plain neurons, whose v > θ tells them
     waiting: Tensor | None
     recorded: bool  # whether a gradient will be asked for
+    floats: bool  # whether spikes leave as floats, and not as words alone
 
 
 @untraced
@@ -62,19 +62,29 @@ def layer_lif_fused(
     )  # fmt: skip
     rows, weights = torch.stack(coefficients), weighted.weights
     features = rows.shape[1]
-    passage = Passage(Products(weights), weighted.words, rows, (batch, features), settings)
+    passage = Passage(weights, weighted.words, rows, (batch, features), settings)
     start = stacked(state.v, state.w)
     trace_start = None if state.trace is None else stacked(state.trace, state.w_trace)
     if trace_start is not None:
         start = start.detach()
-    differentiable = [weighted.values, weights.weight, weights.bias, rows, start, trace_start]
+    norm = weighted.norm
+    scaling = (None, None) if norm is None else (norm.weight, norm.bias)
+    differentiable = [weighted.values, weights.weight, weights.bias, *scaling, rows, start, trace_start]
     recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
-    numbers = start.shape[0] * (1 if trace_start is None else 2) + (spikes is not None) + (state.waiting is not None)
-    plan = plan_of(weighted.memory, steps, batch, features, numbers)
-    task = _Task(
-        passage, plan, weighted.words, weighted.inputs, weights.convolution, spikes, state.waiting, recorded
-    )  # fmt: skip
-    out, last, trace_last, last_spikes, waiting, weighted.emitted = _LayerLif.apply(*differentiable, task)
+    last_spikes = waiting = None
+    if norm is not None:
+        passage.normalise(norm)
+    if norm is not None and goes_tiled(passage, steps):
+        weighted.products = count_bytes(weights, features)
+        tiled = TiledTask(passage, weighted.words, weighted.memory, recorded, weighted.floats)
+        out, last, trace_last, weighted.emitted = Tiled.apply(*differentiable, tiled)
+    else:
+        numbers = start.shape[0] * (1 if trace_start is None else 2)
+        numbers += (spikes is not None) + (state.waiting is not None)
+        plan = plan_of(weighted.memory, steps, batch, features, numbers)
+        task = _Task(passage, plan, weighted.words, spikes, state.waiting, recorded, weighted.floats)
+        out, last, trace_last, last_spikes, waiting, weighted.emitted = _LayerLif.apply(*differentiable, task)
+    passage.held = None  # where they are kept, they are autograd's
     v, w = last.unbind(0) if second else (last.squeeze(0), None)
     trace = w_trace = None
     if trace_last is not None:
@@ -91,13 +101,13 @@ def _start(task: _Task, start: Tensor, trace_start: Tensor | None) -> Carried:
 class _LayerLif(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor | None, weight: Tensor, bias: Tensor | None, coefficients: Tensor, start: Tensor,
-        trace_start: Tensor | None, task: _Task,
+        ctx: Any, values: Tensor | None, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+        coefficients: Tensor, start: Tensor, trace_start: Tensor | None, task: _Task,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         passage, plan, settings = task.passage, task.plan, task.passage.settings
         shape = (passage.batch, passage.features)
-        out = fresh((plan.steps, *shape), coefficients.dtype)
-        emitted = torch.from_numpy(np.empty((*out.shape[:2], words_for(shape[1])), np.int32))
+        out = fresh((plan.steps if task.floats else plan.chunk, *shape), coefficients.dtype)
+        emitted = torch.from_numpy(np.empty((plan.steps, shape[0], words_for(shape[1])), np.int32))
         state = _start(task, start, trace_start)
         segments = plan.segments if task.recorded else []
         checkpoints = fresh((len(segments), *state.stacked().shape), coefficients.dtype)
@@ -107,7 +117,7 @@ class _LayerLif(torch.autograd.Function):
             if task.recorded:
                 as_numpy(checkpoints)[index] = state.stacked()
             for lo, hi in plan.chunks(segment):
-                spikes = as_numpy(out[lo:hi])
+                spikes = as_numpy(out[lo:hi] if task.floats else out[: hi - lo])
                 chunk, state = passage.advance(state, (lo, hi), spikes)
                 rows = (hi - lo) * shape[0]
                 pack_rows(
@@ -129,6 +139,7 @@ class _LayerLif(torch.autograd.Function):
         waiting = None if task.waiting is None else torch.from_numpy(state.waiting[0, 0].copy())
         constants = (None if trace_last is None else last, last_spikes, waiting, emitted)
         ctx.mark_non_differentiable(*(t for t in constants if t is not None))
+        out = out if task.floats else no_floats((plan.steps, *shape), out.dtype)
         return out, last, trace_last, last_spikes, waiting, emitted
 
     @staticmethod
@@ -137,15 +148,11 @@ class _LayerLif(torch.autograd.Function):
         weight, coefficients, words, emitted, checkpoints, *states = ctx.saved_tensors
         task, by_trace = ctx.task, ctx.task.passage.by_trace
         kept = Kept(words, emitted, checkpoints, states)
-        way = WayBack(
-            task.passage, task.plan, ctx.layout, kept, weight, task.convolution, task.inputs, ctx.needs_input_grad
-        )
+        way = WayBack(task.passage, task.plan, ctx.layout, kept, weight, ctx.needs_input_grad)
         dout = weight.new_zeros((1, 1, task.passage.features)) if grads[0] is None else unexpanded(grads[0])
         carry = way.run(as_numpy(dout), grads[2] if by_trace else grads[1], ctx.sums)
-        dcoefficients = None
-        if way.learns:
-            dcoefficients = torch.from_numpy(way.totals).sum(1)
-            dcoefficients[cpu.GAIN] /= coefficients[cpu.GAIN]
-        dstart = torch.from_numpy(carry).unsqueeze(1)
+        task.passage.held = None
+        dstart, through = torch.from_numpy(carry).unsqueeze(1), way.through
         starts = (None, dstart) if by_trace else (dstart, None)
-        return way.dx, way.dweight, way.dbias, dcoefficients, *starts, None
+        dcoefficients = coefficient_gradients(way.totals, coefficients) if way.learns else None
+        return through.dx, through.dweight, through.dbias, *through.dnorm, dcoefficients, *starts, None

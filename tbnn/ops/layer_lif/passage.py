@@ -7,10 +7,14 @@ from torch import Tensor
 
 from tbnn.bits import unpack_bits_numpy
 from tbnn.ops.kernels import NUMPY_DTYPES, as_numpy
+from tbnn.ops.layer_lif.counts import Counts, count_layout, counts_of, moments_of, room_for
+from tbnn.ops.layer_lif.norm import Factors, Normed
 from tbnn.ops.layer_lif.products import Products
+from tbnn.ops.layer_lif.weighted import Norm, Weights
 from tbnn.ops.lif import cpu, target
 from tbnn.ops.lif.cell import Rule
 from tbnn.ops.lif.gradient import SpikeGradient
+from tbnn.ops.packed_lif.cpu import Drive, drive_values
 
 Array = np.ndarray[Any, Any]
 
@@ -89,9 +93,12 @@ class Passage:
     """A layer's way through a sequence of packed spikes (T, B, words)."""
 
     def __init__(
-        self, products: Products, words: Tensor, coefficients: Tensor, shape: tuple[int, int], settings: Settings
+        self, weights: Weights, words: Tensor, coefficients: Tensor, shape: tuple[int, int], settings: Settings
     ) -> None:
-        self.products, self.words, self.settings = products, as_numpy(words), settings
+        self.products, self.words, self.settings = Products(weights), as_numpy(words), settings
+        self.count_layout = count_layout(weights) if self.products.counts else None
+        self.normed: Normed | None = None
+        self.held: Counts | None = None  # of all steps, while a pass reads them more than once
         self.batch, self.features = shape
         self.dtype: Any = NUMPY_DTYPES[coefficients.dtype]
         self.coefficients = as_numpy(coefficients)
@@ -120,9 +127,67 @@ class Passage:
         return cpu.Layer(self.coefficients, cpu.RESETS[rule.reset], rule.refractory, self.winners, lengths)
 
     def current(self, lo: int, hi: int) -> Array:
-        """The currents of steps lo … hi."""
+        """The currents of steps lo … hi, normed where there is a norm."""
+        if self.normed is not None:
+            return self.scaled(lo, hi, self.normed.whole)
         out = np.empty((hi - lo, self.batch, self.features), self.dtype)
         self.products.current(self.words[lo:hi], out)
+        return out
+
+    def normalise(self, norm: Norm) -> None:
+        """Take in a norm; in training that of the sequence's own statistics, whose whole numbers are held from here on."""
+        moments = None
+        if norm.mean is None:
+            if self.count_layout is None:
+                moments = moments_of(self.products, self.words, self.settings.lengths, self.features)
+            else:
+                self.held = self._room(0, len(self.words))
+                moments = counts_of(self.products, self.words, self.settings.lengths, self.held, True)
+        self.normed = Normed(norm, moments)
+
+    def hold(self, last: Counts | None = None) -> Counts | None:
+        """Hold the whole numbers of all steps, those of the ``last`` steps as given; None for rows of several blocks."""
+        if self.held is None and self.count_layout is not None:
+            steps, kept = len(self.words), 0 if last is None else len(last.product)
+            if last is not None and kept == steps:
+                self.held = last
+            else:
+                self.held = self._room(0, steps)
+                first = steps - kept
+                counts_of(self.products, self.words[:first], self.settings.lengths, self.held.part(0, first), False)
+                for part, given in zip(self.held.part(first, steps), last or (), strict=False):
+                    part.copy_(given)
+        return self.held
+
+    def _room(self, lo: int, hi: int) -> Counts:
+        """Memory for the whole numbers of steps lo … hi."""
+        if self.count_layout is None:
+            raise ValueError("layer_lif: expected rows of one block")
+        dtype, ones = self.count_layout
+        return Counts(*(room_for((hi - lo, self.batch, n), dtype) for n in (self.features, ones)))
+
+    def counts(self, lo: int, hi: int) -> Counts:
+        """The whole numbers of steps lo … hi."""
+        if self.held is not None:
+            return self.held.part(lo, hi)
+        room = self._room(lo, hi)
+        counts_of(self.products, self.words[lo:hi], self.settings.lengths, room, False)
+        return room
+
+    def drive(self, counts: Counts, factors: Factors) -> Drive:
+        """What makes ``factor·current + shift`` of whole numbers, the current as the weights alone make it."""
+        return self.products.drive(counts.product.numpy(), counts.ones.numpy(), *factors)
+
+    def scaled(self, lo: int, hi: int, factors: Factors) -> Array:
+        """``factor·current + shift`` of steps lo … hi, (hi − lo, B, F)."""
+        out = np.empty((hi - lo, self.batch, self.features), self.dtype)
+        if self.count_layout is not None:
+            drive_values(self.drive(self.counts(lo, hi), factors), out, work=out.size)
+            return out
+        self.products.current(self.words[lo:hi], out)
+        channels = out.reshape(*out.shape[:2], self.products.outputs, -1)
+        channels *= factors.factor.astype(self.dtype)[:, None]
+        channels += factors.shift.astype(self.dtype)[:, None]
         return out
 
     def driven(self, chunk: Chunk) -> cpu.Course:

@@ -1,5 +1,6 @@
 """Products of packed spikes with weights, and the gradients of both."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,13 +63,16 @@ class Products:
         self.no_values: Any = np.empty((0, 0, 0), self.dtype)
         self.bias: Any = self.nothing if weights.bias is None else as_numpy(weights.bias)
         values, scale, offset = weights.values.flatten(1), as_numpy(weights.scale), as_numpy(weights.offset)
-        row = values.shape[1]
-        self.conv, self.gradients, self.blocks = None, None, []
+        row, self.outputs = values.shape[1], values.shape[0]
+        self.conv, self.gradients, self.blocks, self.inputs = None, None, [], row
+        self.groups, self.ones = 1, 1  # of channels; numbers of spikes a step
         self.planes: list[spike_products.Planes] = []
         self.scales = weights.scale.detach()
         self.offsets = None if weights.offset is None else weights.offset.detach()
         if weights.convolution is not None:
             shape, windows, groups, _ = weights.convolution
+            self.inputs, self.groups = math.prod(shape), groups
+            self.ones = groups * math.prod(windows.counts)
             self.conv = ConvProducts(shape, windows, groups, *planes_of(values))
             self.gradients = ConvGradients(shape, windows, groups, weights.values.detach(), self.scales, self.offsets)
             self.scale: Any = scale[:, 0].copy()
@@ -84,6 +88,11 @@ class Products:
             each = [(w, weight_columns(w), factor) for w, factor in zip(wide, factors, strict=True)]
             self.blocks.append(_Block(slice(words_for(lo), words_for(hi)), each, constant, *own))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the inputs of a step."""
+        return (self.inputs,) if self.gradients is None else self.gradients.shape
+
     def current(self, words: Words, out: Reals) -> None:
         """Fill out (t, B, F) with the currents of packed spikes (t, B, words), as the layer of weights computes them."""
         if self.conv is not None:
@@ -91,7 +100,8 @@ class Products:
             return
         flat, added = words.reshape(-1, words.shape[-1]), self.no_values
         for k, block in enumerate(self.blocks):
-            product, ones = _multiply(np.ascontiguousarray(flat[:, block.part]), block)
+            product, ones = np.empty((len(flat), self.outputs), np.int32), np.empty((len(flat), 1), np.int32)
+            _multiply(np.ascontiguousarray(flat[:, block.part]), block, product, ones)
             alone = len(self.blocks) == 1
             drive = Drive(
                 product.reshape(out.shape), ones.reshape(*out.shape[:2], 1), block.scale, block.offset,
@@ -105,16 +115,45 @@ class Products:
 
     def _slide(self, words: Words, out: Reals) -> None:
         """The same of a convolution."""
-        conv, steps = self.conv, out.shape[:2]
-        if conv is None:
-            return
+        steps = out.shape[:2]
+        product, ones = np.empty(out.shape, np.int32), np.empty((*steps, self.ones), np.int32)
         frames = words.reshape(-1, words.shape[-1])
-        product = np.empty((len(frames), out.shape[2] // conv.pixels, conv.pixels), np.int32)
-        totals = np.empty((len(frames), conv.groups, conv.pixels), np.int32)
-        conv.fill(frames, product, totals)
-        shaped = product.reshape(out.shape), totals.reshape(*steps, -1)
-        drive = Drive(*shaped, self.scale, self.offset, self.bias, self.no_values)
+        self.count(frames, product.reshape(len(frames), -1), ones.reshape(len(frames), -1))
+        drive = Drive(product, ones, self.scale, self.offset, self.bias, self.no_values)
         drive_values(drive, out, work=out.size)
+
+    @property
+    def counts(self) -> bool:
+        """Whether a current is one whole number, scaled: a row is one block."""
+        return self.conv is not None or len(self.blocks) == 1
+
+    def count(self, words: Words, product: Words, ones: Words) -> None:
+        """Fill the whole numbers of packed spikes (M, words), int32, of rows of one block.
+
+        product (M, F) and ones (M, groups·pixels), the spikes under each window, are C-contiguous.
+        """
+        if self.conv is None:
+            _multiply(words, self.blocks[0], product, ones)
+        else:
+            frames, pixels = len(words), self.conv.pixels
+            self.conv.fill(words, product.reshape(frames, -1, pixels), ones.reshape(frames, -1, pixels))
+
+    def constants(self) -> tuple[Reals, Reals, Reals]:
+        """Scale, offset and bias of rows of one block, (N,) float64; 0 where there is none."""
+        scale, offset = (self.scale, self.offset) if self.conv is not None else self.blocks[0][3:]
+        parts = (part if part.size else np.zeros(self.outputs) for part in (scale, offset, self.bias))
+        scale, offset, bias = (part.astype(np.float64) for part in parts)
+        return scale, offset, bias
+
+    def drive(self, product: Reals, ones: Reals, factor: Reals, shift: Reals) -> Drive:
+        """What makes ``factor·current + shift``, both (N,), of whole numbers (T, B, F) and (T, B, groups·pixels or 0)."""
+        scale, offset, bias = self.constants()
+        has_offset = (self.offset if self.conv is not None else self.blocks[0].offset).size > 0
+        return Drive(
+            product, ones, (factor * scale).astype(self.dtype),
+            (factor * offset).astype(self.dtype) if has_offset else self.nothing,
+            (factor * bias + shift).astype(self.dtype), self.no_values,
+        )  # fmt: skip
 
     def input_gradient(self, dcurrent: Tensor, weight: Tensor, out: Tensor) -> None:
         """Fill out (M, inputs...) with the gradient of M steps' spikes: dcurrent (M, F) through Ŵ."""
@@ -155,12 +194,11 @@ class WeightGradient:
         return self._total if self._sums is None else self._sums.total()
 
 
-def _multiply(spikes: Words, block: _Block) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Spikes (M, words) times the values of a block, (M, N), and the number of spikes of each row."""
+def _multiply(spikes: Words, block: _Block, product: Words, ones: Words) -> None:
+    """Fill spikes (M, words) times the values of a block, (M, N), and the number of spikes of each row, (M, 1)."""
     wide = wide_words(spikes)
-    ones = np.bitwise_count(wide).sum(-1, dtype=np.int32)
-    shift, nothing = np.int32(block.constant) * ones, np.zeros_like(ones)
-    product = np.empty((len(spikes), len(block.planes[0][0])), np.int32)
+    np.bitwise_count(wide).sum(-1, dtype=np.int32, out=ones[:, 0])
+    count = np.ascontiguousarray(ones[:, 0])
+    shift, nothing = np.int32(block.constant) * count, np.zeros_like(count)
     for j, (rows, columns, factor) in enumerate(block.planes):
-        binary_product_cpu(wide, rows, columns, ones, factor, nothing if j else shift, j > 0, product)
-    return product, ones
+        binary_product_cpu(wide, rows, columns, count, factor, nothing if j else shift, j > 0, product)

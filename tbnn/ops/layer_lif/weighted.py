@@ -1,7 +1,7 @@
 """Spikes in front of a layer of weights: a current that is not worked out yet."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,12 +45,21 @@ class Weights(NamedTuple):
 
 
 class Norm(NamedTuple):
+    """A batch norm between weights and neurons, ``γ·(c − mean)/√(var + ε) + β``: over time, batch and space, per channel.
+
+    A channel is an output of the weights. Statistics are those of one process, over the steps within ``lengths``.
+    """
+
     weight: Tensor
+    """γ, (C,); takes a gradient."""
     bias: Tensor
+    """β, (C,); takes a gradient."""
     eps: float
-    mean: Tensor | None
-    var: Tensor | None
-    observe: Any
+    mean: Tensor | None = None
+    """(C,), in evaluation; None: the batch's."""
+    var: Tensor | None = None
+    observe: Callable[[Tensor, Tensor, int], None] | None = None
+    """Called in forward with the batch's mean and biased variance, (C,), and how many values of a channel there are."""
 
 
 class WeightedSpikes:
@@ -58,15 +67,20 @@ class WeightedSpikes:
 
     Args:
         words: the spikes that enter, packed, int32 (T, B, ceil(inputs/32)).
-        values: the same spikes as floats (T, B, inputs...), for their gradient alone; None if none is asked for.
+        values: the same spikes as floats (T, B, inputs...), for their gradient alone: their numbers are not read; None if no
+            gradient is asked for.
         weights: the layer's.
-        compose: the current itself (T, B, features...), of ``values``, worked out by the layer: for tests and for what
-            has no kernel.
+        compose: the current itself (T, B, features...), normed, of ``values``, worked out by the layers: for tests and for
+            what has no kernel.
         memory: see :data:`tbnn.ops.layer_lif.plan.Memory`.
+        norm: what the current passes on its way to the neurons.
+        floats: whether spikes leave as floats too; else ``out`` is one zero, expanded, that carries their gradient back.
 
     Attributes:
         shape, dtype, device: of the current.
         emitted: after the call, the spikes that left, packed; None before.
+        products: after the call, where whole numbers are kept in place of states: the bytes of a step's of one sample, as
+            :func:`tbnn.ops.layer_lif.kept_bytes` takes them; else None.
     """
 
     def __init__(
@@ -79,8 +93,8 @@ class WeightedSpikes:
         norm: Norm | None = None,
         floats: bool = True,
     ) -> None:
-        self.norm, self.floats = norm, floats
         self.words, self.values, self.weights, self.compose, self.memory = words, values, weights, compose, memory
+        self.norm, self.floats = norm, floats
         conv, outputs = weights.convolution, weights.weight.shape[0]
         self.inputs = weights.weight.shape[1] if conv is None else int(np.prod(conv.shape))
         if words.ndim != 3 or words.dtype != torch.int32 or words.shape[2] != words_for(self.inputs):
@@ -91,6 +105,14 @@ class WeightedSpikes:
         self.shape = torch.Size((*words.shape[:2], *features))
         self.dtype, self.device = weights.weight.dtype, weights.weight.device
         self.emitted: Tensor | None = None
+        self.products: int | None = None
+        if norm is not None and (norm.weight.shape != (outputs,) or norm.bias.shape != (outputs,)):
+            raise ValueError(
+                f"layer_lif: norm: expected a weight and a bias ({outputs},), got {tuple(norm.weight.shape)} and "
+                f"{tuple(norm.bias.shape)}"
+            )
+        if norm is not None and (norm.mean is None) != (norm.var is None):
+            raise ValueError("layer_lif: norm: expected a mean and a variance or neither, got one of them")
 
     @property
     def ndim(self) -> int:

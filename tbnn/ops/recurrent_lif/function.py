@@ -15,6 +15,7 @@ from tbnn.bits import pack_bits, unpack_bits, wide_words
 from tbnn.ops.kernels import as_numpy, unexpanded, untraced
 from tbnn.ops.layer_lif.passage import Array, Carried, Settings
 from tbnn.ops.layer_lif.plan import Memory, Plan, plan_of
+from tbnn.ops.layer_lif.tiled import no_floats
 from tbnn.ops.layer_lif.weighted import WeightedSpikes
 from tbnn.ops.lif import cpu as neurons
 from tbnn.ops.lif.cell import Cell, Rule, trace_gain
@@ -41,6 +42,7 @@ class _Task(NamedTuple):
     spikes: Tensor | None  # (B, N) before the first step, but for plain neurons, whose v > θ tells them
     waiting: Tensor | None
     recorded: bool  # whether a gradient will be asked for
+    floats: bool  # whether spikes leave as floats, and not as words alone
 
 
 @untraced
@@ -79,7 +81,8 @@ def recurrent_lif_fused(
     numbers = start.shape[0] * (1 if trace_start is None else 2) + (spikes is not None) + (state.waiting is not None)
     # In place of the states of plain neurons the current would have to be kept.
     plan = plan_of(memory if arriving or walk.numbers > 1 else "speed", steps, batch, features, numbers)
-    task = _Task(walk, plan, frozen, planes, arriving, spikes, state.waiting, recorded)
+    floats = not isinstance(given, WeightedSpikes) or given.floats
+    task = _Task(walk, plan, frozen, planes, arriving, spikes, state.waiting, recorded, floats)
     out, after, last, trace_last, last_spikes, waiting = _Recurrent.apply(*differentiable, task)
     if isinstance(given, WeightedSpikes):
         given.emitted = torch.from_numpy(walk.spikes(0, steps))
@@ -102,7 +105,7 @@ class _Recurrent(torch.autograd.Function):
         walk, plan, settings = task.walk, task.plan, task.walk.settings
         arriving = Arriving(current) if task.arriving is None and current is not None else task.arriving
         shape, dtype = (walk.batch, walk.features), coefficients.dtype
-        out = reused((plan.steps, *shape), dtype)
+        out = reused((plan.steps, *shape), dtype) if task.floats else None
         state = _start(task, start, trace_start)
         segments = plan.segments
         checkpoints = torch.empty((len(segments) if task.recorded else 0, *state.stacked().shape), dtype=dtype)
@@ -118,7 +121,8 @@ class _Recurrent(torch.autograd.Function):
                 else:
                     room = as_numpy(reused((walk.numbers, hi - lo, *shape), dtype))
                 current_part = arriving.steps(lo, hi) if arriving is not None else walk.none[0]
-                state = walk.advance(state, (lo, hi), current_part, as_numpy(out[lo:hi]), room)[1]
+                floats = None if out is None else as_numpy(out[lo:hi])
+                state = walk.advance(state, (lo, hi), current_part, floats, room)[1]
         ctx.task, ctx.layout = task, state.layout
         ctx.set_materialize_grads(False)
         if task.recorded:
@@ -131,6 +135,7 @@ class _Recurrent(torch.autograd.Function):
         waiting = None if task.waiting is None else torch.from_numpy(state.waiting[0, 0].copy())
         constants = (None if trace_last is None else last, last_spikes, waiting)
         ctx.mark_non_differentiable(*(t for t in constants if t is not None))
+        out = no_floats((plan.steps, *shape), dtype) if out is None else out
         return out, _on_their_way(walk, dtype), last, trace_last, last_spikes, waiting
 
     @staticmethod
