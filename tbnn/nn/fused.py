@@ -42,7 +42,9 @@ def group_at(layers: Sequence[nn.Module], index: int) -> Group | None:
     weights without a norm, a :class:`Recurrent` layer of such. A hook on one of them wants to see what stands between them, which then is worked out, unless it is marked by :func:`sees_no_current`.
     """
     weights = layers[index]
-    if type(weights) not in (BinaryLinear, BinaryConv2d) or not _knows_bits(weights):
+    if not isinstance(weights, (BinaryLinear, BinaryConv2d)) or type(weights) not in (BinaryLinear, BinaryConv2d):
+        return None  # a class made of one of them may do otherwise
+    if not _knows_bits(weights):
         return None
     norm = layers[index + 1] if index + 1 < len(layers) and isinstance(layers[index + 1], NORMS) else None
     last = index + (1 if norm is None else 2)

@@ -55,7 +55,7 @@ class _Looped(NamedTuple):
         recorded = sum(hi - lo for i, (lo, hi) in enumerate(plan.segments) if plan.keeps(i))
         each = self.size * batch * self.features
         words = 4 * steps * batch * words_for(self.inputs or 0)
-        bits = 8 * (steps + self.delay) * batch * words_for(words_for(self.features) * WORD_BITS // 2)
+        bits = 8 * (steps + self.delay) * batch * -(-self.features // (2 * WORD_BITS))
         current = each * steps if self.inputs is None and plan.kept < len(plan.segments) else 0
         return words + bits + each * (self.numbers * len(plan.segments) + self.states * recorded) + current
 

@@ -214,7 +214,7 @@ def results_of(
             patch.setattr(Recurrent, "_run", _refused)
             patch.setattr(Recurrent, "fusible", True)
         else:
-            patch.setattr(Recurrent, "_fuses", lambda *_: False)
+            patch.setattr(Recurrent, "fuses", lambda *_: False)
         leaf = x.clone().requires_grad_()
         first, state = recurrent(leaf[:4], None, None if mask is None else mask[:4])
         second, state = recurrent(leaf[4:], state, None if mask is None else mask[4:])
