@@ -43,7 +43,7 @@ class ThroughWeights:
     def __init__(self, passage: Passage, words: Tensor, weight: Tensor, needs: tuple[bool, ...]) -> None:
         self.passage, self.words, self.weight = passage, words, weight
         steps = len(words)
-        self.dx = fresh((steps, passage.batch, *passage.products.shape), weight.dtype) if needs[0] else None
+        self.dx = reused((steps, passage.batch, *passage.products.shape), weight.dtype) if needs[0] else None
         self._dweight = passage.products.weight_gradient(weight) if needs[1] else None
         self.dbias = weight.new_zeros(weight.shape[0]) if needs[2] else None
         self.dnorm: tuple[Tensor, Tensor] | tuple[None, None] = None, None

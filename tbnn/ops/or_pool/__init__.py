@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tbnn.bits import check_words, wide_words, words_for
-from tbnn.ops.kernels import as_numpy, backend_for, fresh
+from tbnn.ops.kernels import as_numpy, backend_for
+from tbnn.ops.lif.memory import reused
 from tbnn.ops.or_pool.cpu import MOST, or_pool2d_cpu
 from tbnn.ops.or_pool.gradient import or_pool2d_backward_cpu
 from tbnn.ops.or_pool.reference import or_pool2d_reference
@@ -90,7 +91,7 @@ def or_pool2d_backward(words: Tensor, shape: Sequence[int], windows: Windows, dy
     Returns:
         (M, C, H, W), of dy's dtype.
     """
-    dx = fresh((len(words), *shape), dy.dtype)
+    dx = reused((len(words), *shape), dy.dtype)
     geometry = tuple(shape), windows.kernel, windows.stride, windows.dilation, windows.before
     or_pool2d_backward_cpu(wide_words(as_numpy(words)), *geometry, as_numpy(dy), as_numpy(dx), work=dx.numel())
     return dx
