@@ -44,7 +44,7 @@ def test_the_same_numbers(how: str) -> None:
     else:
         run = lambda x: checkpoint(net, x, use_reentrant=False)  # noqa: E731
     for got, want in zip(readout_and_gradients(run, net, x), readout_and_gradients(net, net, x), strict=True):
-        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)  # of a bias before a norm only rounding is left
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -78,7 +78,7 @@ def as_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have neurons call what a compiled graph calls, without a compiler."""
     monkeypatch.setattr(fused._Lif, "apply", operator.lif_traced)
     monkeypatch.setattr(integrate._Integrate, "apply", operator.integrate_traced)
-    monkeypatch.setattr(network, "fuses", lambda *_: False)
+    monkeypatch.setattr(network, "group_at", lambda *_: None)
 
 
 def step(net: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

@@ -21,7 +21,7 @@ from tbnn.nn import (
     TargetRate,
     Winners,
 )
-from tbnn.nn.fused import weighted_spikes
+from tbnn.nn.fused import Group, weighted_spikes
 from tbnn.nn.neuron import Neuron
 from tbnn.ops.layer_lif import plan
 
@@ -283,7 +283,7 @@ def test_spikes_and_weights_before_it(memory: str, monkeypatch: pytest.MonkeyPat
     results = []
     for fused in (True, False):
         leaf = x.clone().requires_grad_()
-        given = weighted_spikes(before, leaf, None, memory) if fused else before(leaf)
+        given = weighted_spikes(Group(before, None, recurrent), leaf, memory) if fused else before(leaf)
         out, state = recurrent(given, None, mask)
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         results.append((out, state, torch.autograd.grad((weights * out).sum(), [leaf, *parameters])))
