@@ -59,7 +59,8 @@ class _Values(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grads[0], None
+        grad = grads[0]  # the layer before may write into it, and the other terms of a sum share it
+        return grad.clone() if grad.is_contiguous() else grad, None
 
 
 class _Pooled(torch.autograd.Function):

@@ -7,10 +7,20 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from tbnn.bits import pack_bits
-from tbnn.nn import BinaryConv2d, BinaryLinear, Flatten, Leaky, LeakyIntegrator, MaxPool2d, Network, TargetRate
+from tbnn.nn import (
+    BinaryConv2d,
+    BinaryLinear,
+    Flatten,
+    Leaky,
+    LeakyIntegrator,
+    MaxPool2d,
+    Network,
+    Residual,
+    TargetRate,
+)
 from tbnn.nn.fused import sees_no_current
 from tbnn.nn.wire import Wire
 from tbnn.ops.max_pool.reference import max_pool_reference
@@ -109,3 +119,19 @@ def test_spikes_that_are_looked_at_are_numbers() -> None:
     rates = Network([BinaryLinear(8, 16), Leaky(0.9, activity=TargetRate(0.1)), BinaryLinear(16, 4), Leaky(0.9)])
     rates(spikes((20, 4, 8), 0.9))
     assert rates.layers[1].homeostasis.offset.abs().max() > 0  # pyright: ignore
+
+
+def test_a_gradient_that_two_paths_share_is_left_alone() -> None:
+    """Layers write their inputs' gradient over their output's where no one else has it."""
+    torch.manual_seed(0)
+    body = [BinaryLinear(24, 24), Leaky(0.9)]
+    shortcut = [BinaryLinear(24, 24), Leaky(0.8)]
+    net = Network(
+        [BinaryLinear(30, 24), Leaky(0.9), Residual(Network([*body, nn.Identity()]), Network([*shortcut, nn.Identity()]), "current")]
+    )  # fmt: skip
+    x = spikes((5, 3, 30), 0.4)
+    fused = outcome(net, x)
+    for layer in [*net.layers, *body, *shortcut]:
+        layer.register_forward_hook(lambda *_: None)
+    for got, wanted in zip(fused, outcome(net, x), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

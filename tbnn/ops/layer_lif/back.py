@@ -1,5 +1,6 @@
 """The way back through a layer of weights and its neurons, segment by segment from their checkpoints."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -38,12 +39,14 @@ class ThroughWeights:
         passage, weight: of the call, and Ŵ.
         words: the spikes that entered, packed.
         needs: whether x, Ŵ and the bias take a gradient.
+        room: a gradient whose memory dx may take, see :func:`end_of`.
     """
 
-    def __init__(self, passage: Passage, words: Tensor, weight: Tensor, needs: tuple[bool, ...]) -> None:
+    def __init__(
+        self, passage: Passage, words: Tensor, weight: Tensor, needs: tuple[bool, ...], room: Tensor | None
+    ) -> None:
         self.passage, self.words, self.weight = passage, words, weight
-        steps = len(words)
-        self.dx = reused((steps, passage.batch, *passage.products.shape), weight.dtype) if needs[0] else None
+        self.dx = end_of(room, (len(words), passage.batch, *passage.products.shape), weight.dtype) if needs[0] else None
         self._dweight = passage.products.weight_gradient(weight) if needs[1] else None
         self.dbias = weight.new_zeros(weight.shape[0]) if needs[2] else None
         self.dnorm: tuple[Tensor, Tensor] | tuple[None, None] = None, None
@@ -89,6 +92,17 @@ class ThroughWeights:
             self.dbias += torch.from_numpy(normed.gain * sums[0]).to(dtype)
 
 
+def end_of(gradient: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory (T, B, inputs...) at the end of a gradient's own (T, B, F), which is gone through from its last step.
+
+    What is written of a step then lies behind all that is still to be read. Other memory where there is not enough of it.
+    """
+    size = math.prod(shape)
+    if gradient is None or gradient.numel() < size or gradient.dtype != dtype or not gradient.is_contiguous():
+        return reused(shape, dtype)
+    return gradient.view(-1)[gradient.numel() - size :].view(shape)
+
+
 def ridge_factors(passage: Passage, sums: Totals | None, gradient_sums: Array | None) -> Array:
     """k0, kG, kx, kq of every neuron (and step), (4, 1 or T, F), from forward's sums and ΣG and ΣGq of every block."""
     gradient = passage.settings.gradient
@@ -126,13 +140,15 @@ class WayBack:
         kept: what it left.
         weight: Ŵ.
         needs: whether x, Ŵ, bias, the norm's γ and β and the coefficients take a gradient.
+        room: as :class:`ThroughWeights`.
     """
 
     def __init__(
-        self, passage: Passage, plan: Plan, layout: Layout, kept: Kept, weight: Tensor, needs: tuple[bool, ...]
+        self, passage: Passage, plan: Plan, layout: Layout, kept: Kept, weight: Tensor, needs: tuple[bool, ...],
+        room: Tensor | None,
     ) -> None:  # fmt: skip
         self.passage, self.plan, self.layout, self.kept = passage, plan, layout, kept
-        self.through = ThroughWeights(passage, kept.words, weight, needs)
+        self.through = ThroughWeights(passage, kept.words, weight, needs, room)
         self.normed = passage.normed
         if self.normed is not None:
             passage.hold()

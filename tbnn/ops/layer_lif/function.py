@@ -148,7 +148,8 @@ class _LayerLif(torch.autograd.Function):
         weight, coefficients, words, emitted, checkpoints, *states = ctx.saved_tensors
         task, by_trace = ctx.task, ctx.task.passage.by_trace
         kept = Kept(words, emitted, checkpoints, states)
-        way = WayBack(task.passage, task.plan, ctx.layout, kept, weight, ctx.needs_input_grad)
+        own = None if task.floats else grads[0]  # of a carrier, no one else has the gradient
+        way = WayBack(task.passage, task.plan, ctx.layout, kept, weight, ctx.needs_input_grad, own)
         dout = weight.new_zeros((1, 1, task.passage.features)) if grads[0] is None else unexpanded(grads[0])
         carry = way.run(as_numpy(dout), grads[2] if by_trace else grads[1], ctx.sums)
         task.passage.held = None

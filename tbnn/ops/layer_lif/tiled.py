@@ -100,7 +100,8 @@ class Tiled(torch.autograd.Function):
         weight, coefficients, words, emitted, start, trace_start, *last = ctx.saved_tensors
         passage, needs = ctx.task.passage, ctx.needs_input_grad
         passage.hold(Counts(*last))
-        through = ThroughWeights(passage, words, weight, needs)
+        own = None if ctx.task.floats else grads[0]
+        through = ThroughWeights(passage, words, weight, needs, own)
         states = as_numpy(start[0, 0]), _none_or(trace_start, passage)
         dout = weight.new_zeros((1, 1, passage.features)) if grads[0] is None else unexpanded(grads[0])
         dlast = grads[1] if trace_start is None else grads[2]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tbnn.ops.kernels import as_numpy
+from tbnn.ops.layer_lif.back import end_of
 from tbnn.ops.layer_lif.passage import Array, Chunk, Layout, unstacked
 from tbnn.ops.layer_lif.plan import Plan
 from tbnn.ops.layer_lif.products import WeightGradient
@@ -47,6 +48,7 @@ class WayBack:
         kept: what it left.
         adjoint, weight: the feedback's weights, for the kernel and Ŵ.
         needs: which gradients to work out.
+        room: the output's gradient if dvalues may take its memory, see :func:`tbnn.ops.layer_lif.back.end_of`.
 
     Attributes:
         dcurrent: (T, B, N), of a current; or dvalues, of the spikes in front of the neurons.
@@ -57,7 +59,7 @@ class WayBack:
 
     def __init__(
         self, walk: Walk, plan: Plan, arriving: Arriving, kept: Kept, adjoint: backward.Adjoint, weight: Tensor,
-        needs: Needs,
+        needs: Needs, room: Tensor | None,
     ) -> None:  # fmt: skip
         self.walk, self.plan, self.arriving, self.kept = walk, plan, arriving, kept
         self.adjoint, self.weight = adjoint, weight
@@ -71,7 +73,8 @@ class WayBack:
         self.window = reused((steps + walk.delay, *shape), weight.dtype)
         self.window[-walk.delay :] = 0
         self.dcurrent = self.window[:steps] if needs.current else None
-        self.dvalues = reused((plan.steps, walk.batch, arriving.inputs), weight.dtype) if needs.values else None
+        incoming = plan.steps, walk.batch, arriving.inputs
+        self.dvalues = end_of(room, incoming, weight.dtype) if needs.values else None
         front = arriving.weight if needs.inputs else None
         self._dinputs = None if front is None else WeightGradient(None, front)
         self._dweight = WeightGradient(None, weight) if needs.weight else None

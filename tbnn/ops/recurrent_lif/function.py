@@ -147,7 +147,7 @@ class _Recurrent(torch.autograd.Function):
         needs = Needs(needed[0], needed[1], needed[2], needed[4], needed[7])
         way = WayBack(
             walk, task.plan, arriving, Kept(checkpoints, states, ctx.layout),
-            adjoint_of(task.feedback, weight, task.planes), weight, needs,
+            adjoint_of(task.feedback, weight, task.planes), weight, needs, None if task.floats else grads[0],
         )  # fmt: skip
         shape = (walk.batch, walk.features)
         dout = weight.new_zeros((1, 1, walk.features)) if grads[0] is None else unexpanded(grads[0])
