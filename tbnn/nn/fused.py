@@ -13,6 +13,7 @@ from tbnn.nn.norm import TemporalBatchNorm
 from tbnn.nn.recurrent import Recurrent
 from tbnn.nn.stateful import call_stateless
 from tbnn.nn.wire import Wire
+from tbnn.ops.kernels import has_triton
 from tbnn.ops.layer_lif import Convolution, Memory, Norm, WeightedSpikes, Weights, packed_spikes
 from tbnn.ops.patches.reference import windows_over
 
@@ -35,7 +36,7 @@ class Group(NamedTuple):
 
 
 def group_at(layers: Sequence[nn.Module], index: int) -> Group | None:
-    """The layers from ``index`` on that run as one, if bits on the CPU enter them; None: the layer runs alone.
+    """The layers from ``index`` on that run as one, if bits enter them; None: the layer runs alone.
 
     Weights are a :class:`BinaryLinear` or a :class:`BinaryConv2d` of few bits, whose blocks are rows or, of a linear
     layer, whole words; a batch norm may follow; then comes one of the library's neurons that emits bits, or, after linear
@@ -56,8 +57,18 @@ def group_at(layers: Sequence[nn.Module], index: int) -> Group | None:
             return None
     elif not _runs_on_bits(neuron):
         return None
+    if weights.weight.device.type != "cpu" and not _runs_on_gpu(weights, norm, neuron):
+        return None
     own: Any = (weights, norm, neuron)
     return None if any(part is not None and _watched(part) for part in own) else Group(*own)
+
+
+def _runs_on_gpu(weights: BinaryLinear | BinaryConv2d, norm: nn.Module | None, neuron: nn.Module) -> bool:
+    """Whether a GPU has kernels of these layers as one: of linear weights and neurons that neither recur nor compete."""
+    known = has_triton() and weights.weight.device.type == "cuda" and weights.weight.dtype == torch.float32
+    if not known or norm is not None or not isinstance(weights, BinaryLinear) or not isinstance(neuron, Neuron):
+        return False
+    return neuron.winners is None or neuron.winners.of(weights.out_features) >= weights.out_features
 
 
 def _runs_on_bits(neuron: nn.Module) -> bool:
@@ -69,7 +80,7 @@ def _runs_on_bits(neuron: nn.Module) -> bool:
 def _knows_bits(layer: BinaryLinear | BinaryConv2d) -> bool:
     weight, bits, block = layer.weight, layer.bits, layer.block
     row = weight[0].numel()
-    if bits is None or row * (2 ** max(int(bits), 1) - 1) >= EXACT or weight.device.type != "cpu":
+    if bits is None or row * (2 ** max(int(bits), 1) - 1) >= EXACT or weight.device.type not in ("cpu", "cuda"):
         return False
     return block is None or block >= row or (isinstance(layer, BinaryLinear) and block % WORD == 0)
 

@@ -32,7 +32,8 @@ class Network(Recorded, nn.Module):
 
     On the CPU, each binary linear layer or convolution, a batch norm that may follow it, and the neurons run as one function
     of packed bits wherever bits enter it (:func:`tbnn.nn.fused.group_at`), without the current of the whole sequence, and
-    hand packed bits on, through pools, to the next: the same numbers, but for the rounding of a batch norm.
+    hand packed bits on, through pools, to the next: the same numbers, but for the rounding of a batch norm. On a GPU linear
+    layers of float32 do so whose neurons neither compete nor follow a norm; all else runs one layer after the other.
     ``memory`` says what these keep for backward:
 
     ==========  =======================================================================================
@@ -153,7 +154,7 @@ class Network(Recorded, nn.Module):
         first: int | None = getattr(self.layers[0], "in_features", None)
         shape = self.input_shape or (() if first is None else (first,))
         fits = x.dtype == torch.int32 and x.ndim == 3 and shape and x.shape[2] == words_for(math.prod(shape))
-        if group is None or not fits or x.device.type != "cpu" or has_stray_bits(x, math.prod(shape)):
+        if group is None or not fits or has_stray_bits(x, math.prod(shape)):
             return self.unpacked(x)
         return Wire.of_words(x, shape, group.weights.weight.dtype)
 
@@ -189,7 +190,8 @@ def _alone(
             return wire.flat(), state
         if type(layer) is MaxPool2d and len(wire.features) == 3:
             return wire.pooled(layer.kernel_size, layer.stride, layer.padding), state
-        if type(layer) in (BinaryLinear, BinaryConv2d) and layer.takes_words and wire.thread.dtype == torch.float32:
+        known = wire.thread.dtype == torch.float32 and wire.words.device.type == "cpu"
+        if type(layer) in (BinaryLinear, BinaryConv2d) and layer.takes_words and known:
             return layer(wire.thread, wire.words), state
     x = wire.values() if isinstance(wire, Wire) else wire
     if not isinstance(layer, Stateful):

@@ -16,7 +16,7 @@ class Wire:
     """Spikes (T, B, features...) as packed words; a layer that wants numbers asks for :meth:`values`.
 
     Args:
-        words: int32 (T, B, ceil(features/32)), on the CPU.
+        words: int32 (T, B, ceil(features/32)).
         thread: of the spikes' shape and dtype: through it the gradient goes back. Its numbers count only if it is ``real``.
         real: whether ``thread`` holds the spikes themselves.
     """
@@ -27,7 +27,7 @@ class Wire:
     @classmethod
     def of_words(cls, words: Tensor, features: tuple[int, ...], dtype: torch.dtype) -> "Wire":
         """Packed words of a data set: no gradient goes back."""
-        return cls(words, torch.zeros((), dtype=dtype).expand(*words.shape[:2], *features))
+        return cls(words, torch.zeros((), dtype=dtype, device=words.device).expand(*words.shape[:2], *features))
 
     @property
     def features(self) -> torch.Size:

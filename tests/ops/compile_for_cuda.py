@@ -13,8 +13,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from tbnn import surrogate
+from tbnn.nn import BinaryLinear, Leaky
+from tbnn.nn.fused import Group, weighted_spikes
 from tbnn.ops.binary_linear.gpu import binary_product_gpu, count_rows_gpu
 from tbnn.ops.ddt import gpu as ddt_gpu
+from tbnn.ops.layer_lif.gpu import layer_lif_gpu
+from tbnn.ops.layer_lif.gpu_products import packed_spikes_gpu, unpacked
 from tbnn.ops.lif import Cell, LifState, Rule, Second, SpikeGradient, Statistics, check_state
 from tbnn.ops.lif.gpu import integrate_gpu, lif_gpu
 from tbnn.ops.patches.gpu import bit_patches_gpu, or_pool2d_gpu
@@ -125,6 +129,36 @@ def packed_products() -> None:
         or_pool2d_gpu(frames, shape, windows)
 
 
+def fused_layers() -> None:
+    """Packing, currents of one block and of several, sums over words, and scans that write and read single bytes."""
+    for dtype in (torch.float32, torch.float64):
+        packed_spikes_gpu(torch.zeros(3, 2, 33, dtype=dtype))
+    for size in ((1, 1), (5, 40)):
+        for kind in (torch.float32, torch.int8):
+            unpacked(torch.zeros(size[0], -(-size[1] // 32), dtype=torch.int32), size[1], kind)
+    estimators = [
+        SpikeGradient("surrogate"),
+        SpikeGradient(),
+        SpikeGradient(target="trace"),
+        SpikeGradient(stats="step"),
+    ]
+    sizes = ((1, 1, 1, 1, None), (4, 3, 64, 48, 32), (4, 3, 64, 48, None))
+    for (steps, batch, inputs, features, block), floats in itertools.product(sizes, (False, True)):
+        for estimator, form in itertools.product(estimators, ("affine", "linear")):
+            layer = BinaryLinear(inputs, features, bias=floats, bits=2, form=form, block=block)
+            x = torch.zeros(steps, batch, inputs, requires_grad=True)
+            weighted = weighted_spikes(Group(layer, None, Leaky(0.5)), x, "minimal")
+            if weighted is None:
+                raise RuntimeError("expected layers that run as one")
+            weighted.floats = floats
+            cell = Cell(torch.full((features,), 0.5), torch.ones(features))
+            rule = Rule("subtract", 2 * (form == "linear"))
+            current = torch.zeros(weighted.shape)
+            state = check_state(None, current, with_trace=estimator.uses_trace, rule=rule)
+            alive = torch.ones(steps, batch) if floats else None
+            layer_lif_gpu(weighted, cell, state, rule, estimator, Statistics(features, alive)).out.sum().backward()
+
+
 def simulated() -> None:
     sizes = ((5, 40, 300, 1000, 1), (5, 3, 40, 70, 3), (1, 1, 1, 1, 1), (2, 9, 64, 4000, 1))
     for (steps, batch, features, inputs, planes), full in itertools.product(sizes, (False, True)):
@@ -167,6 +201,7 @@ def main() -> None:
     neurons()
     quantisers()
     packed_products()
+    fused_layers()
     simulated()
     print(f"{len(compiled)} kernels compiled for sm_{sys.argv[1]} by triton {triton.__version__}")
 

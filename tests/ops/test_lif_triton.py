@@ -157,13 +157,13 @@ def label(case: Case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_kernels_are_the_reference(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tbnn.ops.lif.gpu.FEW_LANES", case.lanes)
-    monkeypatch.setattr("tbnn.ops.lif.gpu.ROWS", 2)
+    monkeypatch.setattr("tbnn.ops.lif.gpu_scan.FEW_LANES", case.lanes)
+    monkeypatch.setattr("tbnn.ops.lif.gpu_scan.ROWS", 2)
     check(case, leaves_of(case, sum(case.size)))
 
 
 def test_constants_of_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tbnn.ops.lif.gpu.FEW_LANES", 8)
+    monkeypatch.setattr("tbnn.ops.lif.gpu_scan.FEW_LANES", 8)
     a, b = torch.tensor([0.5, 0.75]), torch.tensor([0.125, -0.25])
     for ragged in (False, True):
         case = Case(DENOISED, (3, 3, 6), ragged=ragged, channels=2)
@@ -196,7 +196,7 @@ def test_half_precision_keeps_its_states_in_float32(dtype: torch.dtype) -> None:
 def test_the_integrator(size: tuple[int, int, int], learns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from tbnn.ops.lif.gpu import integrate_gpu
 
-    monkeypatch.setattr("tbnn.ops.lif.gpu.FEW_LANES", 8)
+    monkeypatch.setattr("tbnn.ops.lif.gpu_scan.FEW_LANES", 8)
     results = []
     for integrate in (leaky_integrate_reference, integrate_gpu):
         torch.manual_seed(0)

@@ -123,11 +123,16 @@ class WeightedSpikes:
 def packed_spikes(values: Tensor) -> Tensor | None:
     """Spikes (T, B, features...) as words (T, B, ceil(N/32)), or None where they hold anything but 0 and 1.
 
-    Raises ``ValueError`` unless they are float32 or float64 on the CPU.
+    On a GPU this waits for the device. Raises ``ValueError`` unless they are float32 or float64 on the CPU or a CUDA device.
     """
+    if values.dtype in NUMPY_DTYPES and values.device.type == "cuda":
+        from tbnn.ops.layer_lif.gpu_products import packed_spikes_gpu
+
+        return packed_spikes_gpu(values)
     if values.dtype not in NUMPY_DTYPES or values.device.type != "cpu":
         raise ValueError(
-            f"packed_spikes: expected float32 or float64 on the CPU, got {values.dtype} on {values.device}"
+            "packed_spikes: expected float32 or float64 on the CPU or a CUDA device, got "
+            f"{values.dtype} on {values.device}"
         )
     rows = as_numpy(values).reshape(values.shape[0] * values.shape[1], -1)
     words = np.empty((len(rows), words_for(rows.shape[1])), np.uint32)
