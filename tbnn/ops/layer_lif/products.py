@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tbnn.bits import pack_bits_numpy, wide_words, words_for
+from tbnn.bits import wide_words, words_for
 from tbnn.ops import spike_products
 from tbnn.ops.binary_conv import ConvProducts
 from tbnn.ops.binary_linear import WeightColumns, weight_columns
@@ -16,19 +16,11 @@ from tbnn.ops.binary_linear.choice import binary_product_cpu
 from tbnn.ops.kernels import NUMPY_DTYPES, as_numpy
 from tbnn.ops.layer_lif.weighted import Weights
 from tbnn.ops.packed_lif.cpu import Drive, drive_values
+from tbnn.ops.spike_products import bit_planes
 from tbnn.ops.spike_products.conv_gradients import ConvGradients
 
 Words = npt.NDArray[np.int32]
 Reals = npt.NDArray[Any]
-
-
-class Planes(NamedTuple):
-    """Whole numbers as bit planes: ``value = Σ_j factor_j·bit_j + constant``."""
-
-    words: Words
-    """(P, N, words)"""
-    factors: tuple[int, ...]
-    constant: int
 
 
 class _Block(NamedTuple):
@@ -39,19 +31,6 @@ class _Block(NamedTuple):
     constant: int
     scale: Reals
     offset: Reals
-
-
-def planes_of(values: Tensor) -> Planes:
-    """The bit planes of values (N, n) in [−255, 255]: those of value + max |value|, but for planes of zeros."""
-    highest = int(values.abs().max())
-    if highest == 1 and bool((values != 0).all()):
-        return Planes(pack_bits_numpy(as_numpy(values) > 0)[None], (2,), -1)
-    shifted = as_numpy(values).astype(np.int16) + highest
-    every = [shifted >> j & 1 for j in range((2 * highest).bit_length())]
-    used = [j for j, plane in enumerate(every) if plane.any()]
-    if not used:  # weights that are all 0
-        every, used = [shifted], [0]
-    return Planes(np.stack([pack_bits_numpy(every[j]) for j in used]), tuple(1 << j for j in used), -highest)
 
 
 class Products:
@@ -73,7 +52,7 @@ class Products:
             shape, windows, groups, _ = weights.convolution
             self.inputs, self.groups = math.prod(shape), groups
             self.ones = groups * math.prod(windows.counts)
-            self.conv = ConvProducts(shape, windows, groups, *planes_of(values))
+            self.conv = ConvProducts(shape, windows, groups, *bit_planes(values)[:3])
             self.gradients = ConvGradients(shape, windows, groups, weights.values.detach(), self.scales, self.offsets)
             self.scale: Any = scale[:, 0].copy()
             self.offset: Any = self.nothing if offset is None else offset[:, 0].copy()
@@ -81,8 +60,8 @@ class Products:
         block = weights.block or row
         for k, lo in enumerate(range(0, row, block)):
             hi = min(lo + block, row)
-            planes, factors, constant = planes_of(values[:, lo:hi])
-            self.planes.append(spike_products.Planes(planes, factors, constant, hi - lo))
+            self.planes.append(bit_planes(values[:, lo:hi]))
+            planes, factors, constant, _ = self.planes[-1]
             wide = [wide_words(plane) for plane in planes]
             own = scale[:, k].copy(), self.nothing if offset is None else offset[:, k].copy()
             each = [(w, weight_columns(w), factor) for w, factor in zip(wide, factors, strict=True)]

@@ -28,6 +28,7 @@ from tbnn.ops.spike_products.reference import (
 __all__ = [
     "Planes",
     "WeightGradient",
+    "bit_planes",
     "input_gradient",
     "input_gradient_of_blocks",
     "input_gradient_reference",
@@ -77,17 +78,19 @@ def planes_of(values: Tensor) -> Planes | None:
     """The planes of values (N, F); None where one is not a whole number or beyond ±15."""
     v = as_numpy(values)
     most = float(np.abs(v).max())
-    if not most <= MOST_VALUE or most != int(most):
+    if not most <= MOST_VALUE or most != int(most) or not np.array_equal(np.rint(v), v):
         return None
-    raised = (v + v.dtype.type(most)).astype(np.uint8)
-    if not np.array_equal(raised.astype(v.dtype) - v.dtype.type(most), v):
-        return None
+    return bit_planes(values)
+
+
+def bit_planes(values: Tensor) -> Planes:
+    """The planes of whole numbers (N, F) in [−255, 255]: those of value + max |value|, but for planes of zeros."""
+    most = int(values.abs().max())
+    raised = (as_numpy(values) + most).astype(np.uint8 if most < 128 else np.uint16)
     there = int(np.bitwise_or.reduce(raised, axis=None))
     levels = [p for p in range(there.bit_length()) if there >> p & 1] or [0]
-    words = np.empty((len(levels), v.shape[0], words_for(v.shape[1])), np.int32)
-    for plane, p in zip(words, levels, strict=True):
-        plane[:] = pack_bits_numpy(raised & np.uint8(1 << p))
-    return Planes(words, tuple(1 << p for p in levels), -int(most), v.shape[1])
+    words = np.stack([pack_bits_numpy(raised & raised.dtype.type(1 << p) != 0) for p in levels])
+    return Planes(words, tuple(1 << p for p in levels), -most, values.shape[1])
 
 
 def spike_linear(
