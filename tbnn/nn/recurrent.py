@@ -32,9 +32,9 @@ class Recurrent(Recorded, Stateful):
     (B, features...). The layer's weights are quantised once a sequence. The neuron advances one step at a time, so the
     statistics of its gradient run over one step's batch and features, whatever its ``stats``.
 
-    On the CPU a sequence through neurons of the library that emit bits and a :class:`BinaryLinear` of few bits, one block a
-    row, is one fused call, forward and backward (:func:`tbnn.ops.recurrent_lif.recurrent_lif`); all else is a loop over
-    time. So are statistics joined over processes.
+    On the CPU, and on CUDA in float32, a sequence through neurons of the library that emit bits and a :class:`BinaryLinear`
+    of few bits, one block a row, is one fused call, forward and backward (:func:`tbnn.ops.recurrent_lif.recurrent_lif`);
+    all else is a loop over time. So are statistics joined over processes.
 
     Args:
         neuron: a spiking neuron.
@@ -98,7 +98,7 @@ class Recurrent(Recorded, Stateful):
             return False
         layer = cast("BinaryLinear", self.recurrent_layer)
         known = x.shape[2:] == (layer.in_features,) and x.dtype == layer.weight.dtype
-        return known and (isinstance(x, WeightedSpikes) or backend_for(x) == "cpu")
+        return known and (isinstance(x, WeightedSpikes) or backend_for(x, gpu_dtypes=(torch.float32,)) != "reference")
 
     def _fused(
         self, x: Tensor | WeightedSpikes, state: RecurrentState | None, lengths: Tensor | None

@@ -25,6 +25,8 @@ from tbnn.ops.patches.gpu import bit_patches_gpu, or_pool2d_gpu
 from tbnn.ops.patches.reference import windows_over
 from tbnn.ops.quantize import gpu as quantize_gpu
 from tbnn.ops.quantize.grid import scheme_of
+from tbnn.ops.recurrent_lif import Feedback
+from tbnn.ops.recurrent_lif.gpu import recurrent_lif_gpu
 from tbnn.sim.gpu import launch as simulator
 
 
@@ -159,6 +161,26 @@ def fused_layers() -> None:
             layer_lif_gpu(weighted, cell, state, rule, estimator, Statistics(features, alive)).out.sum().backward()
 
 
+def recurrent() -> None:
+    estimators = [SpikeGradient(how, target=target, stats="step") for how, target in (("surrogate", "soft"), ("ddt", "soft"), ("ddt", "trace"))]  # fmt: skip
+    sizes = ((4, 3, 48, 1), (3, 20, 700, 1), (3, 20, 1500, 2), (1, 1, 1, 1))  # in the third, programs share neurons
+    for (steps, batch, n, delay), estimator, second in itertools.product(sizes, estimators, (False, True)):
+        current, past = (
+            torch.randn(steps, batch, n, requires_grad=True),
+            torch.zeros(delay, batch, n, requires_grad=True),
+        )
+        numbers = [torch.full((n,), 0.5, requires_grad=True) for _ in range(9)]
+        cell = Cell(numbers[0], numbers[1], Second(*numbers[2:]) if second else None)
+        rule = Rule("zero" if estimator.gradient == "surrogate" and not second else "subtract", 2 * second)
+        weight, more = torch.zeros(n, n, requires_grad=True), (numbers[0], numbers[0]) if second else (None, None)
+        feedback, lengths = Feedback(weight, weight.detach(), numbers[1], *more), torch.full((batch,), steps)
+        state = check_state(None, current, with_trace=estimator.uses_trace, with_second=second, rule=rule)
+        result = recurrent_lif_gpu(current, feedback, cell, state, past, rule, estimator, lengths if second else None)
+        (result.out.sum() + (result.past.sum() if second else 0)).backward()
+        with torch.no_grad():
+            recurrent_lif_gpu(current, feedback, cell, state, past, rule, estimator, None)
+
+
 def simulated() -> None:
     sizes = ((5, 40, 300, 1000, 1), (5, 3, 40, 70, 3), (1, 1, 1, 1, 1), (2, 9, 64, 4000, 1))
     for (steps, batch, features, inputs, planes), full in itertools.product(sizes, (False, True)):
@@ -202,6 +224,7 @@ def main() -> None:
     quantisers()
     packed_products()
     fused_layers()
+    recurrent()
     simulated()
     print(f"{len(compiled)} kernels compiled for sm_{sys.argv[1]} by triton {triton.__version__}")
 

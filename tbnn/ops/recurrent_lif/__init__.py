@@ -1,9 +1,11 @@
 """A layer of neurons whose spikes return through weights of few bits: every step of a sequence in one call."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
-from tbnn.ops.kernels import backend_for
+from tbnn.ops.kernels import autocasts, backend_for
 from tbnn.ops.layer_lif import Memory, WeightedSpikes, share_of
 from tbnn.ops.lif import Cell, LifState, Rule, Second, SpikeGradient, check_rule, check_state, check_trace
 from tbnn.ops.recurrent_lif.reference import Feedback, RecurrentResult, recurrent_lif_reference
@@ -32,8 +34,9 @@ def recurrent_lif(
     """Run currents through neurons whose spikes come back ``delay`` steps later.
 
     ``v[t] = β·v[t−1] + I[t] + Ŵ·q[t−delay] + bias − θ·q[t−1]``, ``q[t] = 1[v[t] > θ]``; resets, second states and gates as in
-    :func:`tbnn.ops.lif.lif`. On the CPU compiled kernels run chunks of steps forward and backward, with the weights as bits.
-    Spikes equal the reference's bit for bit.
+    :func:`tbnn.ops.lif.lif`. On the CPU compiled kernels run chunks of steps forward and backward, with the weights as bits;
+    on CUDA, in float32, Triton kernels run all steps, see :mod:`tbnn.ops.recurrent_lif.gpu_kernels`. Spikes equal the
+    reference's bit for bit.
 
     Args:
         current: I, (T, B, N), T, B and N at least 1; or the spikes and weights that make it, which are multiplied chunk by
@@ -50,7 +53,8 @@ def recurrent_lif(
             their way stand still, the output is 0 and nothing counts. None: all.
         memory: the share of steps whose states are kept for backward, see :data:`tbnn.ops.layer_lif.Memory`; the rest is
             worked out again from checkpoints, which takes the current: a tensor is then kept itself, in place of two or
-            more states (a single one is kept in any mode). None: that of the weighted spikes, else "speed".
+            more states (a single one is kept in any mode). None: that of the weighted spikes, else "speed". On the CPU;
+            on CUDA all states are kept.
         backend: for tests; the tensor's device decides otherwise.
 
     Returns:
@@ -87,9 +91,14 @@ def recurrent_lif(
     _check_lengths(lengths, like)
     memory = (current.memory if weighted else "speed") if memory is None else memory
     share_of(memory)
-    if backend_for(like, backend) != "cpu":
+    path = backend_for(like, backend, gpu_dtypes=(torch.float32,))
+    if path != "cpu":
+        run = recurrent_lif_reference
+        if path == "gpu":
+            from tbnn.ops.recurrent_lif.gpu import recurrent_lif_gpu as run
         given = current.compose() if weighted else current
-        return recurrent_lif_reference(given, feedback, cell, state, past, rule, gradient, lengths)
+        with torch.autocast(like.device.type, enabled=False) if autocasts(like) else nullcontext():
+            return run(given, feedback, cell, state, past, rule, gradient, lengths)
     from tbnn.ops.recurrent_lif.function import recurrent_lif_fused
 
     return recurrent_lif_fused(current, feedback, cell, state, past, rule, gradient, lengths, memory)
