@@ -17,8 +17,8 @@ from tbnn.ops.ddt import closed_form
 from tbnn.ops.ddt.gpu import launch
 from tbnn.ops.kernels import unexpanded, untraced
 from tbnn.ops.lif.cell import Cell, Rule, trace_gain
-from tbnn.ops.lif.gpu import FROM_SPIKE, GAIN, KINDS, RESETS, ROWS, THRESHOLD, tile_for
 from tbnn.ops.lif.gpu_kernels import target_sums
+from tbnn.ops.lif.gpu_scan import FROM_SPIKE, GAIN, KINDS, RESETS, ROWS, THRESHOLD, tile_for
 from tbnn.ops.lif.gradient import SpikeGradient
 from tbnn.ops.lif.state import LifState
 from tbnn.ops.recurrent_lif.gpu_backward import gradient_sums, ridge_back, surrogate_back
