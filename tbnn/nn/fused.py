@@ -40,7 +40,8 @@ def group_at(layers: Sequence[nn.Module], index: int) -> Group | None:
 
     Weights are a :class:`BinaryLinear` or a :class:`BinaryConv2d` of few bits, whose blocks are rows or, of a linear
     layer, whole words; a batch norm may follow; then comes one of the library's neurons that emits bits, or, after linear
-    weights without a norm, a :class:`Recurrent` layer of such. A hook on one of them wants to see what stands between them, which then is worked out, unless it is marked by :func:`sees_no_current`.
+    weights without a norm, a :class:`Recurrent` layer of such. A hook on one of them wants to see what stands between
+    them, which then is worked out, unless it is marked by :func:`sees_no_current`.
     """
     weights = layers[index]
     if not isinstance(weights, (BinaryLinear, BinaryConv2d)) or type(weights) not in (BinaryLinear, BinaryConv2d):

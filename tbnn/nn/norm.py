@@ -129,7 +129,8 @@ class TemporalBatchNorm(Recorded, nn.Module):
     @torch.no_grad()
     def observe(self, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
         """Let the running statistics follow a batch's mean and variance (C,) over ``count`` values a channel."""
-        var = var * (count / torch.as_tensor(count - 1).clamp(min=1))
+        fewer = (count - 1).clamp(min=1) if isinstance(count, Tensor) else max(count - 1, 1)
+        var = var * (count / fewer)
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
         self.running_var.lerp_(var.to(self.running_var), self.momentum)
 
