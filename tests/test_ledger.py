@@ -139,6 +139,15 @@ def test_training_figures(path: Path) -> None:
     assert missing == []
 
 
+def test_training_accuracies() -> None:
+    results = json.loads((SPEED_RESULTS / "training_accuracy.cpu.json").read_text())
+    ledger = " ".join(TEXTS["experiments/README.md"].split())
+    for c in results["compared"]:
+        assert f"{c['tbnn']:.3f} in tbnn and {c['snntorch']:.3f} in snntorch's loop" in ledger
+        low, high = c["interval"]
+        assert f"difference {c['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]" in ledger
+
+
 # The columns of the ledger's two tables of products: ours and theirs.
 BY_DENSITY = (("event-driven", "dense packed"), ("the chosen one", "torch fp32 matmul"))
 BY_LISTS = tuple(

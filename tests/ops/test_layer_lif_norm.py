@@ -159,6 +159,7 @@ LAYERS = [
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layer", LAYERS, ids=repr)
 def test_every_layer_of_weights(layer: BinaryWeight, training: bool, floats: bool) -> None:
+    layer.reset_parameters()  # from the test's seed
     x = spikes_for(layer, 17, 3, torch.float64)
     compare(layer, x, "minimal", training=training, floats=floats, gradient=SpikeGradient(), tiled=layer.block is None)
 
