@@ -135,3 +135,13 @@ def test_a_gradient_that_two_paths_share_is_left_alone() -> None:
         layer.register_forward_hook(lambda *_: None)
     for got, wanted in zip(fused, outcome(net, x), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", ["speed", "minimal"])
+def test_a_second_backward_pass_finds_what_the_first_did(memory: str) -> None:
+    """Writing over gradients leaves what is kept for backward alone."""
+    net, x = network(memory), spikes((6, 3, 2, 12, 12), 0.3)
+    loss, parameters = net(x)[0].square().sum(), list(net.parameters())
+    first = torch.autograd.grad(loss, parameters, retain_graph=True)
+    for got, wanted in zip(torch.autograd.grad(loss, parameters), first, strict=True):
+        assert torch.equal(got, wanted)
