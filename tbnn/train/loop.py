@@ -3,31 +3,28 @@
 import copy
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from tbnn.data import AugmentedFrames, PackedFrames
 from tbnn.files import replacing
-from tbnn.losses import cross_entropy, logits, rate_target, temporal_efficient_training
+from tbnn.losses import logits
 from tbnn.nn import Network, calibrate, detach, detect_nonfinite, health_warnings
-from tbnn.nn.fused import sees_no_current
-from tbnn.nn.health import spiking_layers
 from tbnn.train.batches import EpochOrder, Waiting, evaluation_loader, packed_file, train_loader
 from tbnn.train.build import build_network
-from tbnn.train.config import OptimConfig, TrainConfig
+from tbnn.train.config import TrainConfig
 from tbnn.train.evaluate import evaluate
 from tbnn.train.log import Display, MetricsLog
 from tbnn.train.parse import config_from_file
 from tbnn.train.run import load_weights, run_facts, save_weights, write_config, write_json
+from tbnn.train.step import objective, optimizer_of, piece_objective, schedule_of
 
 RESULTS = ("simulation.json", "model.tbnn", "report.html")  # what later commands write into a run's folder
 
@@ -71,8 +68,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
     loader = train_loader(varied, order, config.optim.batch_size, config.data.workers)
     if not config.resume:
         _calibrate(network, frames, order, config)
-    optimizer = _optimizer(network, config.optim)
-    schedule = _schedule(optimizer, config.optim, len(loader))
+    optimizer = optimizer_of(network, config.optim)
+    schedule = schedule_of(optimizer, config.optim, len(loader))
     progress = _resume(folder, network, optimizer, schedule) if config.resume else Progress()
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,20 +129,6 @@ def _calibrate(network: Network, frames: PackedFrames, order: EpochOrder, config
         calibrate(network, words, rate=config.optim.calibrate)
 
 
-def _optimizer(network: nn.Module, optim: OptimConfig) -> AdamW:
-    """AdamW in one pass over all parameters."""
-    return AdamW(network.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
-
-
-def _schedule(optimizer: Optimizer, optim: OptimConfig, batches: int) -> LRScheduler:
-    steps = optim.epochs * batches
-    if optim.schedule == "one_cycle":
-        return OneCycleLR(optimizer, optim.learning_rate, total_steps=steps)
-    if optim.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=steps)
-    return LambdaLR(optimizer, lambda _: 1.0)
-
-
 def _resume(folder: Path, network: Network, optimizer: Optimizer, schedule: LRScheduler) -> Progress:
     facts = load_weights(folder / "last.safetensors", network)
     path = folder / "last.optimizer.pt"
@@ -158,38 +141,6 @@ def _resume(folder: Path, network: Network, optimizer: Optimizer, schedule: LRSc
         raise
     except Exception as error:  # whatever a damaged archive makes torch raise
         raise ValueError(f"{path}: not the optimizer state of this run ({str(error).splitlines()[0]})") from None
-
-
-@contextmanager
-def _spikes_of(network: nn.Module) -> Iterator[list[Tensor]]:
-    """What each spiking layer emits inside the ``with`` block, with its graph."""
-    spikes: list[Tensor] = []
-    keep = sees_no_current(lambda _layer, _args, output: spikes.append(output[0]))
-    hooks = [layer.register_forward_hook(keep) for layer in spiking_layers(network).values()]
-    try:
-        yield spikes
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _objective(model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig) -> tuple[Tensor, Tensor]:
-    """What training minimises, and the readout (T, B, C)."""
-    return _piece(model, x, labels, optim, None)[:2]
-
-
-def _piece(model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig, state: Any) -> tuple[Tensor, Tensor, Any]:
-    """The same of steps that go on from a state, and the state after them."""
-    with _spikes_of(model) if optim.rate_weight else nullcontext([]) as spikes:
-        readout, state = model(x) if state is None else model(x, state)
-    if optim.loss == "tet":
-        loss = temporal_efficient_training(readout, labels, optim.tet_lambda, label_smoothing=optim.label_smoothing)
-    else:
-        loss = cross_entropy(readout, labels, optim.readout, optim.label_smoothing)
-    if optim.rate_weight:
-        for layer_spikes in spikes:
-            loss = loss + optim.rate_weight * rate_target(layer_spikes, optim.rate_target)
-    return loss, readout, state
 
 
 class _Trainer:
@@ -233,7 +184,7 @@ class _Trainer:
         """Run one small batch on a copy, so that compiling kernels is not counted as training."""
         words, labels = next(iter(self.loader))
         twin = copy.deepcopy(self.accelerator.unwrap_model(self.model))
-        _objective(twin, words, labels, self.config.optim)[0].backward()
+        objective(twin, words, labels, self.config.optim)[0].backward()
 
     def _epoch(self, epoch: int, display: Display) -> dict[str, float]:
         """Train one epoch and validate; the row of the log."""
@@ -285,7 +236,7 @@ class _Trainer:
         self.optimizer.zero_grad()
         value, readouts, state = 0.0, [], None
         for piece in pieces:
-            loss, readout, state = _piece(self.model, piece, labels, optim, detach(state))
+            loss, readout, state = piece_objective(self.model, piece, labels, optim, detach(state))
             loss = loss * (len(piece) / len(x))
             value += loss.item()
             self._check_finite("the loss", value, where)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tbnn.cli import main
 from tbnn.data import PackedFrames
 from tbnn.nn.weights import BinaryWeight
-from tbnn.train import Diverged, ModelConfig, OptimConfig, TrainConfig, loop, train
+from tbnn.train import Diverged, ModelConfig, OptimConfig, TrainConfig, step, train
 from tbnn.train.batches import EpochOrder, packed_file, train_loader
 from tbnn.train.build import build_network
 from tbnn.train.log import read_metrics
@@ -43,7 +43,7 @@ def test_bits_go_in_and_weights_are_quantised_once(config: TrainConfig, recurren
     net = build_network(ModelConfig(hidden=(16, 16), recurrent=recurrent), frames.info.sensor, 2)
     layers = sum(isinstance(module, BinaryWeight) for module in net.modules())
     with Calls() as calls:
-        loop._objective(net, words, labels, OptimConfig())[0].backward()
+        step.objective(net, words, labels, OptimConfig())[0].backward()
     assert layers == (5 if recurrent else 3)
     assert calls.count["tbnn::quantize"] == calls.count["tbnn::quantize_backward"] == layers
 
@@ -51,7 +51,7 @@ def test_bits_go_in_and_weights_are_quantised_once(config: TrainConfig, recurren
 def test_the_optimizer_is_adamw_in_one_pass() -> None:
     net = build_network(ModelConfig(hidden=(16,)), (2, 3, 4), 2)
     twin = copy.deepcopy(net)
-    fused = loop._optimizer(net, OptimConfig(learning_rate=0.01, weight_decay=0.1))
+    fused = step.optimizer_of(net, OptimConfig(learning_rate=0.01, weight_decay=0.1))
     plain = AdamW(twin.parameters(), lr=0.01, weight_decay=0.1, fused=False)
     for _ in range(3):
         for a, b in zip(net.parameters(), twin.parameters(), strict=True):
@@ -68,14 +68,14 @@ def test_the_optimizer_is_adamw_in_one_pass() -> None:
 @pytest.fixture
 def _spoilt_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second call on, the loss is finite and its gradient is not; the first call compiles."""
-    real, calls = loop.cross_entropy, []
+    real, calls = step.cross_entropy, []
 
     def spoilt(readout: Tensor, *arguments: Any) -> Tensor:
         calls.append(0)
         loss = real(readout, *arguments)
         return loss if len(calls) < 3 else loss + (readout[4, 0, 0] - readout[4, 0, 0].detach()).abs().sqrt()
 
-    monkeypatch.setattr(loop, "cross_entropy", spoilt)
+    monkeypatch.setattr(step, "cross_entropy", spoilt)
 
 
 @pytest.mark.usefixtures("_spoilt_gradient")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tbnn.losses import cross_entropy
 from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network
 from tbnn.train import ModelConfig, OptimConfig, TrainConfig, load_run, train
-from tbnn.train.loop import _piece
+from tbnn.train.step import piece_objective
 from tbnn.train.work import evaluate_run
 
 
@@ -19,8 +19,8 @@ def test_states_go_on_and_gradients_do_not() -> None:
     network = Network([BinaryLinear(9, 16), Leaky(0.9), BinaryLinear(16, 4), LeakyIntegrator(0.9)], memory="minimal")
     x, labels = (torch.rand(8, 3, 9) < 0.5).float(), torch.tensor([0, 1, 3])
     whole = network(x)[0]
-    first, readout, state = _piece(network, x[:5], labels, OptimConfig(), None)
-    second, more, _ = _piece(network, x[5:], labels, OptimConfig(), tuple(_cut(s) for s in state))
+    first, readout, state = piece_objective(network, x[:5], labels, OptimConfig(), None)
+    second, more, _ = piece_objective(network, x[5:], labels, OptimConfig(), tuple(_cut(s) for s in state))
     assert torch.equal(torch.cat([readout, more]), whole)
     assert torch.allclose(first, cross_entropy(whole[:5], labels))
     assert torch.allclose(second, cross_entropy(whole[5:], labels))

@@ -1,0 +1,63 @@
+"""What one step of training is made of: the optimizer, its schedule, and the objective of a batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+
+from tbnn.losses import cross_entropy, rate_target, temporal_efficient_training
+from tbnn.nn.fused import sees_no_current
+from tbnn.nn.health import spiking_layers
+from tbnn.train.config import OptimConfig
+
+
+def optimizer_of(network: nn.Module, optim: OptimConfig) -> AdamW:
+    """AdamW in one pass over all parameters."""
+    return AdamW(network.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
+
+
+def schedule_of(optimizer: Optimizer, optim: OptimConfig, batches: int) -> LRScheduler:
+    """The learning rate over ``optim.epochs`` of ``batches`` steps each."""
+    steps = optim.epochs * batches
+    if optim.schedule == "one_cycle":
+        return OneCycleLR(optimizer, optim.learning_rate, total_steps=steps)
+    if optim.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=steps)
+    return LambdaLR(optimizer, lambda _: 1.0)
+
+
+@contextmanager
+def _spikes_of(network: nn.Module) -> Iterator[list[Tensor]]:
+    """What each spiking layer emits inside the ``with`` block, with its graph."""
+    spikes: list[Tensor] = []
+    keep = sees_no_current(lambda _layer, _args, output: spikes.append(output[0]))
+    hooks = [layer.register_forward_hook(keep) for layer in spiking_layers(network).values()]
+    try:
+        yield spikes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def objective(model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig) -> tuple[Tensor, Tensor]:
+    """What training minimises, and the readout (T, B, C)."""
+    return piece_objective(model, x, labels, optim, None)[:2]
+
+
+def piece_objective(
+    model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig, state: Any
+) -> tuple[Tensor, Tensor, Any]:
+    """:func:`objective` of steps that go on from a state, and the state after them."""
+    with _spikes_of(model) if optim.rate_weight else nullcontext([]) as spikes:
+        readout, state = model(x) if state is None else model(x, state)
+    if optim.loss == "tet":
+        loss = temporal_efficient_training(readout, labels, optim.tet_lambda, label_smoothing=optim.label_smoothing)
+    else:
+        loss = cross_entropy(readout, labels, optim.readout, optim.label_smoothing)
+    if optim.rate_weight:
+        for layer_spikes in spikes:
+            loss = loss + optim.rate_weight * rate_target(layer_spikes, optim.rate_target)
+    return loss, readout, state
