@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tbnn.data import AugmentedFrames, PackedFrames
 from tbnn.files import replacing
 from tbnn.losses import logits
-from tbnn.nn import Network, calibrate, detach, detect_nonfinite, health_warnings
+from tbnn.nn import Network, calibrate, detect_nonfinite, health_warnings
 from tbnn.train.batches import EpochOrder, Waiting, evaluation_loader, packed_file, train_loader
 from tbnn.train.build import build_network
 from tbnn.train.config import TrainConfig
@@ -24,13 +24,9 @@ from tbnn.train.evaluate import evaluate
 from tbnn.train.log import Display, MetricsLog
 from tbnn.train.parse import config_from_file
 from tbnn.train.run import load_weights, run_facts, save_weights, write_config, write_json
-from tbnn.train.step import objective, optimizer_of, piece_objective, schedule_of
+from tbnn.train.step import Diverged, backpropagate, check_finite, objective, optimizer_of, schedule_of
 
 RESULTS = ("simulation.json", "model.tbnn", "report.html")  # what later commands write into a run's folder
-
-
-class Diverged(RuntimeError):
-    """Training reached a loss, or a gradient, that is not a finite number."""
 
 
 @dataclass
@@ -232,31 +228,21 @@ class _Trainer:
     def _batch(self, x: Tensor, labels: Tensor, where: str) -> tuple[float, int, float]:
         """One step of the optimizer: loss, correct answers, norm of the gradient."""
         optim = self.config.optim
-        pieces = x.split(optim.truncate or len(x))
         self.optimizer.zero_grad()
-        value, readouts, state = 0.0, [], None
-        for piece in pieces:
-            loss, readout, state = piece_objective(self.model, piece, labels, optim, detach(state))
-            loss = loss * (len(piece) / len(x))
-            value += loss.item()
-            self._check_finite("the loss", value, where)
-            self.accelerator.backward(loss)
-            readouts.append(readout.detach())
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.clip_norm or math.inf)
-        if norm is not None:
-            self._check_finite("the norm of the gradient", float(norm), where)
+        try:
+            value, readout = backpropagate(self.model, x, labels, optim, self.accelerator.backward)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.clip_norm or math.inf)
+            check_finite("the norm of the gradient", 0.0 if norm is None else float(norm))
+        except Diverged as error:
+            raise Diverged(
+                f"{self.folder}: {error} in {where}; try a lower optim.learning_rate or optim.clip_norm; "
+                "--optim.detect_nonfinite true names the layer"
+            ) from None
         self.optimizer.step()
         self.schedule.step()
         classes = labels if labels.ndim == 1 else labels.argmax(1)  # of a mixed sample: the larger share's
-        hits = int((logits(torch.cat(readouts), self.readout).argmax(1) == classes).sum())
+        hits = int((logits(readout, self.readout).argmax(1) == classes).sum())
         return value, hits, float(norm) if norm is not None else math.nan
-
-    def _check_finite(self, what: str, value: float, where: str) -> None:
-        if not math.isfinite(value):
-            raise Diverged(
-                f"{self.folder}: {what} is {value} in {where}; try a lower optim.learning_rate or optim.clip_norm; "
-                "--optim.detect_nonfinite true names the layer"
-            )
 
     def _save(self, row: dict[str, float], best: bool) -> None:
         """Write the checkpoints; last.json, written last, vouches for what lies beside it."""

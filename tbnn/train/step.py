@@ -1,17 +1,24 @@
 """What one step of training is made of: the optimizer, its schedule, and the objective of a batch."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
 from tbnn.losses import cross_entropy, rate_target, temporal_efficient_training
+from tbnn.nn import detach
 from tbnn.nn.fused import sees_no_current
 from tbnn.nn.health import spiking_layers
 from tbnn.train.config import OptimConfig
+
+
+class Diverged(RuntimeError):
+    """Training reached a loss, or a gradient, that is not a finite number."""
 
 
 def optimizer_of(network: nn.Module, optim: OptimConfig) -> AdamW:
@@ -61,3 +68,27 @@ def piece_objective(
         for layer_spikes in spikes:
             loss = loss + optim.rate_weight * rate_target(layer_spikes, optim.rate_target)
     return loss, readout, state
+
+
+def backpropagate(
+    model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig, backward: Callable[[Tensor], Any] = Tensor.backward
+) -> tuple[float, Tensor]:
+    """Add the objective's gradients to the parameters', piece by piece if ``optim.truncate`` says so.
+
+    Returns the objective and the readout (T, B, C), detached. Raises :class:`Diverged` if the objective is not finite.
+    """
+    value, readouts, state = 0.0, [], None
+    for piece in x.split(optim.truncate or len(x)):
+        loss, readout, state = piece_objective(model, piece, labels, optim, detach(state))
+        loss = loss * (len(piece) / len(x))
+        value += loss.item()
+        check_finite("the loss", value)
+        backward(loss)
+        readouts.append(readout.detach())
+    return value, torch.cat(readouts)
+
+
+def check_finite(what: str, value: float) -> None:
+    """Raise :class:`Diverged` unless a number is finite."""
+    if not math.isfinite(value):
+        raise Diverged(f"{what} is {value}")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tbnn.data import Augment
-from tbnn.train import Diverged, ModelConfig, TrainConfig, load_run, loop, train
+from tbnn.train import Diverged, ModelConfig, TrainConfig, load_run, loop, step, train
 from tbnn.train.log import read_metrics
 from tbnn.train.work import evaluate_run
 
@@ -155,7 +155,7 @@ def test_optimizer_state_is_not_unpickled(config: TrainConfig) -> None:
 
 
 def test_divergence_is_named(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "cross_entropy", lambda *a: torch.tensor(torch.nan, requires_grad=True))
+    monkeypatch.setattr(step, "cross_entropy", lambda *a: torch.tensor(torch.nan, requires_grad=True))
     with pytest.raises(Diverged, match="the loss is nan in epoch 1"):
         train(config, quiet=True)
 
