@@ -12,8 +12,10 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from tbnn._version import __version__
+from tbnn.compare.config import CompareConfig
 from tbnn.data.frames.options import FrameOptions
-from tbnn.train.parse import Parser, add_train_arguments, train_config
+from tbnn.train.config import TrainConfig
+from tbnn.train.parse import Parser, add_arguments, configured
 
 if TYPE_CHECKING:
     from tbnn.sim import PackedNetwork
@@ -66,10 +68,12 @@ def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
         return sub
 
     train = add("train", lambda options: _train(train, options), "Train a network and keep its best weights.")
-    add_train_arguments(train)
+    add_arguments(train, TrainConfig)
     evaluate = add("evaluate", _evaluate, "Measure a run's best network on a split.")
     _add_run(evaluate)
     _add_split(evaluate)
+    compare = add("compare", lambda options: _compare(compare, options), "Compare gradient estimators on equal terms.")
+    add_arguments(compare, CompareConfig)
     pack = add("pack", _pack, "Pack a run's best network into a .tbnn file.")
     _add_run(pack)
     pack.add_argument(
@@ -135,8 +139,20 @@ def _add_folders(parser: Parser) -> None:
 def _train(parser: Parser, options: Namespace) -> None:
     from tbnn.train import train
 
-    folder = train(train_config(parser, options))
+    folder = train(configured(parser, options, TrainConfig))
     console.print(f"run: {folder}")
+
+
+def _compare(parser: Parser, options: Namespace) -> None:
+    from tbnn.compare import compare
+
+    path = compare(configured(parser, options, CompareConfig), command=_command("compare", options))
+    console.print(f"results: {path}")
+
+
+def _command(name: str, options: Namespace) -> str:
+    """The command as it can be given again."""
+    return " ".join(["tbnn", name, *(f"--config {file}" for file in options.config or ())])
 
 
 def _evaluate(options: Namespace) -> None:

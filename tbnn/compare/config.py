@@ -43,7 +43,6 @@ ESTIMATOR_SETTINGS = frozenset(
 """What an estimator may set: how gradients are estimated. Anything else would make it another network or another budget."""
 
 SEARCHED = ESTIMATOR_SETTINGS | {"optim.learning_rate", "optim.clip_norm"}
-CONTROLS = ("none", "no_learning", "zero_gradient")
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class EstimatorConfig:
         search: which of ``tuning.search`` it tunes, all of them if not given; the number of trials is the same for all.
         trials: may repeat ``tuning.trials``; another number is refused.
         settings: further settings of the gradient, ``model.scale: 4`` say.
-        control: "none"; "no_learning": hidden layers stay as drawn, only the readout learns; "zero_gradient": no gradient
-            passes a spike (Zenke & Vogels 2021).
+        control: "none", or "readout_only": hidden layers stay as drawn, only the readout learns, which is also what a
+            surrogate of zero does (Zenke & Vogels 2021).
         group: under which heading it counts; found from the rest if not given.
     """
 
@@ -69,7 +68,7 @@ class EstimatorConfig:
     search: list[str] | None = None
     trials: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    control: Literal["none", "no_learning", "zero_gradient"] = "none"
+    control: Literal["none", "readout_only"] = "none"
     group: Literal["surrogate", "ddt", "float", "control", "other"] | None = None
 
     def __post_init__(self) -> None:

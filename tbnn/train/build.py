@@ -95,7 +95,7 @@ def _neuron(model: ModelConfig) -> Neuron:
         per_channel=model.per_channel,
         differentiate_stats=model.differentiate_stats,
         reset_mechanism=model.reset_mechanism,
-        lam=model.lam,
+        lam=model.lam if model.spike_lam is None else model.spike_lam,
         scale=model.scale,
         floor=model.floor,
         refractory=model.refractory,

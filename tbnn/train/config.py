@@ -77,6 +77,7 @@ class ModelConfig:
             a homeostatic threshold holds that rate.
         beta_readout: the readout's decay.
         gradient, surrogate, target, emit, stats, per_channel, differentiate_stats, scale, floor: of the spikes, see ``tbnn.nn.Leaky``.
+        spike_lam: λ of the spikes' ridge regression; ``lam`` if not given.
         surrogate_width: the surrogate's parameter (alpha, slope or width); its default if not given.
         dropout: share of the spikes dropped in training.
         memory: what is kept for backward, see ``tbnn.nn.Network``: "speed", "balanced", "minimal" or bytes.
@@ -116,6 +117,7 @@ class ModelConfig:
     per_channel: bool = True
     differentiate_stats: bool = True
     scale: float = 1.0
+    spike_lam: float | None = None
     floor: float = -0.05
     dropout: float = 0.0
     memory: Literal["speed", "balanced", "minimal"] | int = "speed"

@@ -1,11 +1,13 @@
 """Configurations from files and command lines, by jsonargparse: unknown keys and wrong types are errors."""
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
 from tbnn.train.config import TrainConfig
+
+C = TypeVar("C")
 
 
 class Parser(ArgumentParser):
@@ -16,23 +18,24 @@ class Parser(ArgumentParser):
         raise ValueError(" ".join(str(message).split())) from None
 
 
-def add_train_arguments(parser: ArgumentParser) -> None:
-    """Give a parser --config and every field of :class:`TrainConfig` as a dotted option."""
+def add_arguments(parser: ArgumentParser, kind: type) -> None:
+    """Give a parser --config and every field of a configuration, a dataclass, as a dotted option."""
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
-    parser.add_class_arguments(TrainConfig)
+    parser.add_class_arguments(kind)
 
 
-def train_config(parser: ArgumentParser, arguments: Namespace) -> TrainConfig:
+def configured(parser: ArgumentParser, arguments: Namespace, kind: type[C]) -> C:
     """The configuration that a parsed command line says."""
     fields: Any = parser.instantiate(arguments)
-    return TrainConfig(**{name: fields[name] for name in TrainConfig.__dataclass_fields__})
+    names: Any = kind.__dataclass_fields__  # pyright: ignore[reportAttributeAccessIssue]
+    return kind(**{name: fields[name] for name in names})
 
 
 def config_from_file(path: Path) -> TrainConfig:
     """Read a configuration. Raises ``ValueError`` naming the file and the key that is wrong."""
     parser = Parser()
-    add_train_arguments(parser)
+    add_arguments(parser, TrainConfig)
     try:
-        return train_config(parser, parser.parse_args([f"--config={path}"]))
+        return configured(parser, parser.parse_args([f"--config={path}"]), TrainConfig)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -9,14 +9,14 @@ import torch
 from tbnn.nn import AdLIF, BinaryConv2d, BinaryLinear, Leaky, Recurrent, Synaptic, TargetRate, Winners
 from tbnn.train import ModelConfig, TrainConfig
 from tbnn.train.build import build_network
-from tbnn.train.parse import Parser, add_train_arguments, config_from_file, train_config
+from tbnn.train.parse import Parser, add_arguments, config_from_file, configured
 from tbnn.train.run import write_config
 
 
 def model(*arguments: str) -> ModelConfig:
     parser = Parser()
-    add_train_arguments(parser)
-    return train_config(parser, parser.parse_args(list(arguments))).model
+    add_arguments(parser, TrainConfig)
+    return configured(parser, parser.parse_args(list(arguments)), TrainConfig).model
 
 
 def test_bits_and_sparsity_reach_every_layer() -> None:

@@ -6,13 +6,13 @@ import pytest
 
 from tbnn.train import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from tbnn.train.build import build_network
-from tbnn.train.parse import Parser, add_train_arguments, config_from_file, train_config
+from tbnn.train.parse import Parser, add_arguments, config_from_file, configured
 
 
 def parsed(*arguments: str) -> TrainConfig:
     parser = Parser()
-    add_train_arguments(parser)
-    return train_config(parser, parser.parse_args(list(arguments)))
+    add_arguments(parser, TrainConfig)
+    return configured(parser, parser.parse_args(list(arguments)), TrainConfig)
 
 
 def test_options_override_the_file(tmp_path: Path) -> None:

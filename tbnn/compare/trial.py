@@ -1,0 +1,153 @@
+"""One run of a comparison: train a network, evaluate it, and say what happened on the way."""
+
+import hashlib
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from tbnn.compare.in_snntorch import InSnntorch, spike_grad
+from tbnn.compare.plan import Job, fingerprint
+from tbnn.data import AugmentedFrames, PackedFrames
+from tbnn.nn import Network, calibrate
+from tbnn.nn.recurrent import Recurrent
+from tbnn.train.batches import EpochOrder, evaluation_loader, packed_file, train_loader
+from tbnn.train.build import build_network
+from tbnn.train.evaluate import Evaluation, evaluate
+from tbnn.train.step import Diverged, backpropagate, check_finite, optimizer_of, schedule_of
+
+QUICK_BATCHES = 3
+SPLITS = {"tuning": ("validation",), "final": ("validation", "test")}
+
+
+@dataclass
+class History:
+    """What a run went through."""
+
+    losses: list[float] = field(default_factory=list)
+    """Mean training loss of each epoch."""
+    norms: list[float] = field(default_factory=list)
+    """Norm of the gradient at each step, before clipping."""
+    diverged: int | None = None
+    """The step at which the loss, or the gradient, was no longer finite."""
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Train and evaluate one network; the row of the results (see :mod:`tbnn.compare.results`).
+
+    A run that diverges ends there and is evaluated as it stands. Trials see the training and the validation split only.
+
+    Raises:
+        FileNotFoundError: the recordings are missing.
+        ValueError: a setting that the layers, or snntorch, refuse.
+    """
+    torch.set_num_threads(1)
+    start = time.process_time()
+    config = job.train
+    packed = packed_file(config.data)
+    frames = PackedFrames(packed, "train")
+    torch.manual_seed(config.seed)
+    network = build_network(config.model, frames.info.sensor, len(frames.info.classes))
+    initial = _digest(network)
+    order = EpochOrder(len(frames), config.seed)
+    varied = AugmentedFrames(frames, config.data.augment, config.seed)
+    loader = train_loader(varied, order, config.optim.batch_size)
+    if config.optim.calibrate:
+        words, _ = next(iter(train_loader(frames, order, config.optim.batch_size)))
+        calibrate(network, words, rate=config.optim.calibrate)
+    model: nn.Module = network
+    if job.how.control == "readout_only":
+        _readout_only(network)
+    if job.how.library == "snntorch":
+        scaled = spike_grad(config.model.surrogate, config.model.surrogate_width, config.model.scale)
+        model = InSnntorch(network, frames.info.bits, scaled)
+    history = _train(model, loader, order, varied, job)
+    row = {
+        "task": job.task,
+        "estimator": job.estimator,
+        "seed": config.seed,
+        "settings": job.settings,
+        "diverged": history.diverged,
+        "steps": len(history.norms),
+        "losses": [_number(loss) for loss in history.losses],
+        "train_loss": _number(history.losses[-1]) if history.losses else None,
+        "grad_norm": _norms(history.norms),
+        "initial": initial,
+        "code": fingerprint(),
+    }
+    for split in SPLITS[job.phase]:
+        result = _evaluate(model, PackedFrames(packed, split), job)
+        row |= {f"{split}_accuracy": result.accuracy, f"{split}_loss": _number(result.loss)}
+        if split == "validation":
+            row["rates"] = {name: round(rate, 5) for name, rate in result.rates.items()}
+    return row | {"seconds": round(time.process_time() - start, 2)}
+
+
+def _train(model: nn.Module, loader: Any, order: EpochOrder, varied: AugmentedFrames, job: Job) -> History:
+    """Train for the epochs of the configuration, or until a number is not finite."""
+    optim, history = job.train.optim, History()
+    optimizer = optimizer_of(model, optim)
+    schedule = schedule_of(optimizer, optim, len(loader))
+    model.train()
+    for epoch in range(1, optim.epochs + 1):
+        order.epoch = varied.epoch = epoch
+        losses, seen = 0.0, 0
+        for words, labels in _few(loader, job.quick):
+            optimizer.zero_grad()
+            try:
+                loss, _ = backpropagate(model, words, labels, optim)
+                norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm or math.inf).item()
+                check_finite("the norm of the gradient", norm)
+            except Diverged:
+                history.diverged = len(history.norms) + 1
+                return history
+            optimizer.step()
+            schedule.step()
+            history.norms.append(norm)
+            losses, seen = losses + loss * len(labels), seen + len(labels)
+        history.losses.append(losses / seen)
+    return history
+
+
+def _evaluate(model: nn.Module, frames: PackedFrames, job: Job) -> Evaluation:
+    batches = itertools.islice(evaluation_loader(frames), 1) if job.quick else evaluation_loader(frames)
+    return evaluate(model, batches, len(frames.info.classes), job.train.optim.readout)
+
+
+def _few(batches: Iterable[Any], quick: bool) -> Iterable[Any]:
+    return itertools.islice(batches, QUICK_BATCHES) if quick else batches
+
+
+def _readout_only(network: Network) -> None:
+    """Freeze all layers but the last one with weights."""
+    weighted = [
+        layer for layer in network.layers if isinstance(layer, Recurrent) or any(True for _ in layer.parameters())
+    ]
+    for layer in weighted[:-1]:
+        layer.requires_grad_(False)
+
+
+def _digest(network: nn.Module) -> str:
+    """Of the parameters as drawn: equal for estimators that start from the same weights."""
+    digest = hashlib.sha256()
+    for parameter in network.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _norms(norms: list[float]) -> dict[str, float] | None:
+    if not norms:
+        return None
+    figures = {"first": norms[0], "median": statistics.median(norms), "largest": max(norms)}
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
