@@ -257,6 +257,18 @@ def _generate(recipe: Recipe) -> Recordings:
         from tbnn.data.randman import randman_recordings
 
         recordings = randman_recordings(recipe.randman, sensor, seed)
+    elif recipe.delayed_xor is not None:
+        from tbnn.data.delayed_xor import delayed_xor_recordings
+
+        recordings = delayed_xor_recordings(recipe.delayed_xor, sensor, seed)
+    elif recipe.adding is not None:
+        from tbnn.data.adding import adding_recordings
+
+        recordings = adding_recordings(recipe.adding, sensor, seed)
+    elif recipe.digits_rows is not None:
+        from tbnn.data.digits_rows import digits_rows_recordings
+
+        recordings = digits_rows_recordings(recipe.digits_rows, sensor)
     else:
         raise ValueError(f"{recipe.name}: expected the tables that {recipe.format} needs")
     if recordings.labels.max() >= len(recipe.classes):

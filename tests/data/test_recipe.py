@@ -1,6 +1,7 @@
 """Recipes: strict reading and a hash of everything in them."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from tbnn.data import recipe as module
 from tbnn.data.digits import Scene
 from tbnn.data.events import Sensor
 from tbnn.data.frames import FrameSpec
-from tbnn.data.recipe import FILES, GENERATED, Layout, SourceFile, Split, recipe_hash
+from tbnn.data.recipe import FILES, GENERATED, Layout, SourceFile, Split, recipe_hash, recipe_json
 from tbnn.data.recipe_toml import recipes_folder
 
 
@@ -19,11 +20,14 @@ def shipped(name):
 
 
 NAMES = [
+    "adding",
     "asldvs",
     "braille27",
     "braille7",
     "cifar10dvs",
+    "delayed_xor",
     "digits",
+    "digits_rows",
     "dvsgesture",
     "dvslip",
     "moving_shapes",
@@ -47,13 +51,16 @@ def test_shipped_recipes():
     for name, recipe in recipes.items():
         assert load_recipe(name) == recipe
         assert recipe.licence
-        assert recipe.citation or name == "moving_shapes"  # ours
+        assert recipe.citation or name in ("moving_shapes", "delayed_xor")  # ours
         assert recipe.description.strip()
         if recipe.format not in GENERATED:
             assert recipe.manual or all(file.urls for file in recipe.files) or name in ("nmnist_small", "braille7")
     assert recipes["nmnist_small"].frame_sensor.bits == 2312
     assert recipes["braille7"].frame_sensor == (48, 1, 1)
     assert recipes["digits"].scene == Scene(background=0.1, sweep=4.0, saccade=100_000, frame_interval=5_000)
+
+
+MADE = ("shapes", "randman", "delayed_xor", "adding", "digits_rows")
 
 
 def test_two_recipes_of_one_name(tmp_path):
@@ -179,7 +186,7 @@ def test_bad_recipe_names_file_and_key(tmp_path, name, old, new, message):
 
 def test_unknown_name_lists_known_ones():
     with pytest.raises(
-        ValueError, match="unknown dataset 'mnist': expected one of asldvs, braille27, braille7, cifar10dvs, "
+        ValueError, match="unknown dataset 'mnist': expected one of adding, asldvs, braille27, braille7, cifar10dvs, "
     ):
         load_recipe("mnist")
 
@@ -220,7 +227,23 @@ def test_hash_sees_every_field():
         assert recipe_hash(dataclasses.replace(events, **changed)) != recipe_hash(events)
     assert recipe_hash(dataclasses.replace(bits, stack=2, source_step=10_000)) != recipe_hash(bits)
     fields = {f.name for f in dataclasses.fields(base)}
-    assert fields == {*others, "format", "files", "layout", "stack", "source_step", "shapes", "randman"}
+    assert fields == {*others, "format", "files", "layout", "stack", "source_step", *MADE}
+
+
+def test_tables_that_came_later_leave_other_hashes_alone():
+    """Packed files of a recipe from before them are still found."""
+    fields = json.loads(recipe_json(load_recipe("digits")))
+    assert {"shapes", "randman"} <= set(fields)
+    assert not {"delayed_xor", "adding", "digits_rows"} & set(fields)
+    for name in ("delayed_xor", "adding", "digits_rows"):
+        recipe = load_recipe(name)
+        table = getattr(recipe, name)
+        change = {"row": 10_000} if name == "digits_rows" else {"samples": 7}
+        longer = dataclasses.replace(recipe.frames, steps=100)
+        other = {name: dataclasses.replace(table, **change), "frames": longer}
+        assert recipe_hash(dataclasses.replace(recipe, **other)) != recipe_hash(
+            dataclasses.replace(recipe, frames=longer)
+        )
 
 
 def test_every_format_has_a_shipped_recipe():
