@@ -162,6 +162,7 @@ def nmnist_conv(
     *,
     input_shape: Sequence[int] = (2, 34, 34),
     stride: int = 1,
+    recurrent: bool = False,
     dropout: float = 0.25,
     beta_readout: float = 0.9,
     weights: Weights = None,
@@ -171,13 +172,17 @@ def nmnist_conv(
 
     A few hundred recordings train it, one bit a weight in every layer: few channels, padded convolutions, dropout (one
     mask over time), and :func:`calibrate` before, which brings the readout's 2048 inputs to the loss's scale. ``stride`` is
-    that of the first convolution.
+    that of the first convolution. ``recurrent`` feeds the spikes of the last convolution back through a 3×3 convolution, for
+    recordings whose class is in the motion.
     """
     parts, layers, depth = _Parts(weights, neuron), [], input_shape[0]
     height, width = input_shape[1:]
     for index, size in enumerate(channels):
         step = stride if index == 0 else 1
-        layers += [*parts.spiking_conv(depth, size, 5, step), MaxPool2d(2)]
+        spiking = parts.neuron()
+        if recurrent and index == len(channels) - 1:
+            spiking = Recurrent(spiking, parts.conv(size, size, 3)[0])  # pyright: ignore[reportArgumentType]
+        layers += [*parts.conv(depth, size, 5, step), spiking, MaxPool2d(2)]
         depth, height, width = size, -(-height // step) // 2, -(-width // step) // 2
     if min(height, width) < 1:
         raise ValueError(

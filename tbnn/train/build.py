@@ -38,7 +38,7 @@ def _network(model: ModelConfig, sensor: tuple[int, int, int], classes: int) -> 
     if model.network == "dense":
         return _dense(model, channels * height * width, classes)
     options: dict[str, Any] = {"weights": _weights(model), "neuron": lambda: _neuron(model)}
-    if model.recurrent:
+    if model.recurrent and model.network != "nmnist_conv":
         raise ValueError(f"model.recurrent: expected false for the network {model.network!r}, got true")
     options["input_shape"] = sensor
     if model.network == "dvsgesture_conv":
@@ -48,7 +48,9 @@ def _network(model: ModelConfig, sensor: tuple[int, int, int], classes: int) -> 
         return zoo.vgg11(classes, dropout=model.dropout, **options)
     if model.network == "spiking_resnet":
         return zoo.spiking_resnet(model.hidden, classes, **options)
-    return zoo.nmnist_conv(model.hidden, classes, stride=model.stride, dropout=model.dropout, **options)
+    return zoo.nmnist_conv(
+        model.hidden, classes, stride=model.stride, recurrent=model.recurrent, dropout=model.dropout, **options
+    )
 
 
 def _dense(model: ModelConfig, width: int, classes: int) -> Network:

@@ -64,7 +64,7 @@ class ModelConfig:
             "nmnist_conv", "dvsgesture_conv", "vgg11" or "spiking_resnet".
         hidden: neurons in each hidden layer; of a convolutional net that asks for them, its channels.
         stride: of the first convolution of "nmnist_conv".
-        recurrent: whether each hidden layer feeds back on itself, one step later.
+        recurrent: whether each hidden layer feeds back on itself, one step later; of "nmnist_conv" the last convolution.
         weights: "binary" (few bits each) or "float".
         bits, sparsity, scope, estimator, form, lam, block: of binary weights, see ``tbnn.nn.BinaryLinear``; bits 0
             stands for full precision, sparsity alone.

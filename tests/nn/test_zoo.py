@@ -28,6 +28,7 @@ TINY: dict[str, Callable[..., Network]] = {
     "shd_recurrent": lambda **o: zoo.shd_recurrent((16,), 3, in_features=20, **o),
     "ssc_recurrent": lambda **o: zoo.ssc_recurrent((16, 12), 3, in_features=20, **o),
     "braille_recurrent": lambda **o: zoo.braille_recurrent((16,), 3, **o),
+    "recurrent_conv": lambda **o: zoo.nmnist_conv((4, 8), 3, input_shape=(2, 8, 8), stride=2, recurrent=True, **o),
 }  # fmt: skip
 
 
