@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from torch import nn
 
 from tbnn.compare.in_snntorch import InSnntorch, spike_grad
 from tbnn.compare.plan import Job, fingerprint
-from tbnn.data import AugmentedFrames, PackedFrames
+from tbnn.data import AugmentedFrames, PackedFrames, StoreInfo
 from tbnn.nn import Network, calibrate
 from tbnn.nn.recurrent import Recurrent
 from tbnn.train.batches import EpochOrder, evaluation_loader, packed_file, train_loader
 from tbnn.train.build import build_network
+from tbnn.train.config import ModelConfig
 from tbnn.train.evaluate import Evaluation, evaluate
 from tbnn.train.step import Diverged, backpropagate, check_finite, optimizer_of, schedule_of
 
@@ -53,7 +54,7 @@ def run_job(job: Job) -> dict[str, Any]:
     packed = packed_file(config.data)
     frames = PackedFrames(packed, "train")
     torch.manual_seed(config.seed)
-    network = build_network(config.model, frames.info.sensor, len(frames.info.classes))
+    network = _drawn(config.model, frames.info)
     initial = _digest(network)
     order = EpochOrder(len(frames), config.seed)
     varied = AugmentedFrames(frames, config.data.augment, config.seed)
@@ -87,6 +88,19 @@ def run_job(job: Job) -> dict[str, Any]:
         if split == "validation":
             row["rates"] = {name: round(rate, 5) for name, rate in result.rates.items()}
     return row | {"seconds": round(time.process_time() - start, 2)}
+
+
+def _drawn(model: ModelConfig, info: StoreInfo) -> Network:
+    """The network with the latent weights that the seed gives to all; float weights start from them too."""
+    network = build_network(replace(model, weights="binary"), info.sensor, len(info.classes))
+    if model.weights == "binary":
+        return network
+    plain = build_network(model, info.sensor, len(info.classes))
+    latent = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            parameter.copy_(latent[name])
+    return plain
 
 
 def _train(model: nn.Module, loader: Any, order: EpochOrder, varied: AugmentedFrames, job: Job) -> History:
