@@ -21,12 +21,14 @@ from tbnn.nn.nonfinite import detect_nonfinite
 from tbnn.nn.norm import TemporalBatchNorm
 from tbnn.nn.onnx import to_onnx
 from tbnn.nn.pool import AvgPool2d, Flatten, MaxPool2d, Voting
+from tbnn.nn.progress import progress
 from tbnn.nn.recorded import record
 from tbnn.nn.recurrent import Recurrent, RecurrentState
 from tbnn.nn.residual import Residual, ResidualState
 from tbnn.nn.snntorch import from_snntorch
 from tbnn.nn.snntorch_export import to_snntorch
 from tbnn.nn.stateful import Stateful, detach
+from tbnn.nn.stochastic import StochasticLinear, by_flips
 from tbnn.nn.summary import Summary, summary
 from tbnn.nn.synaptic import Synaptic
 from tbnn.ops.lif import LifState
@@ -56,12 +58,14 @@ __all__ = [
     "ResidualState",
     "SpikeDropout",
     "Stateful",
+    "StochasticLinear",
     "Summary",
     "Synaptic",
     "TargetRate",
     "TemporalBatchNorm",
     "Voting",
     "Winners",
+    "by_flips",
     "calibrate",
     "detach",
     "detect_nonfinite",
@@ -71,6 +75,7 @@ __all__ = [
     "health_warnings",
     "network_from_config",
     "network_to_config",
+    "progress",
     "record",
     "sigma_at",
     "summary",

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from tbnn.bits import unpack_bits
 from tbnn.nn.recorded import Recorded
 from tbnn.ops.kernels import autocasts
-from tbnn.ops.quantize import Codes, check_quantize, quantize_with_codes
+from tbnn.ops.quantize import Codes, Pege, check_quantize, quantize_with_codes
 from tbnn.ops.quantize.estimators import Estimator
 from tbnn.ops.quantize.sparsify import SparsityLike
 from tbnn.ops.spike_products import pack_spikes
@@ -35,7 +35,9 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
     Args:
         shape: of the weight, outputs first.
         bias: real-valued, one an output; starts at 0.
-        bits, sparsity, form, lam, estimator: as in :func:`tbnn.quantize`.
+        bits, sparsity, form, lam, estimator: as in :func:`tbnn.quantize`. An estimator that mixes full-precision weights
+            in (:class:`Pege` below progress 1) does so in training alone; in evaluation, and in :meth:`codes`, all
+            weights are quantised.
         scope: over what a sparse share is taken: each "block", each "row" or the whole "tensor".
         block: None, one block a row, or the length of the runs; longer than a row, it is the row.
 
@@ -75,7 +77,7 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
         check_quantize(bits, sparsity, form, lam, estimator, scope)
         if lam == 0 and not (form == "linear" and bits is not None and sparsity == 0 and bits != 1.58):
             raise ValueError("lam: expected a number > 0 (a block's codes may come to be all alike, or all 0), got 0")
-        self.bits, self.sparsity, self.scope = bits, sparsity, scope
+        self._bits, self.sparsity, self.scope = bits, sparsity, scope
         self.estimator, self.form, self.lam, self.block = estimator, form, lam, block
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
@@ -91,26 +93,44 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @property
+    def bits(self) -> float | None:
+        """Of a weight; None for full precision, which is also what a layer multiplies by while its estimator mixes it in."""
+        return None if self.mixes else self._bits
+
+    @property
+    def mixes(self) -> bool:
+        """Whether some of the weights are full precision now: in training, with a :class:`Pege` below progress 1."""
+        how = self.estimator
+        return isinstance(how, Pege) and how.share < 1 and self.training and self.frozen_values is None
+
     def quantized(self) -> tuple[Tensor, Codes]:
-        """Ŵ of the weight's shape, differentiable in the latent weights, and its :meth:`codes`."""
-        weight, values, scale, offset = self._latent() if self.frozen_values is None else self._frozen()
+        """Ŵ of the weight's shape, differentiable in the latent weights, and its :meth:`codes`, mixed ones if it mixes."""
+        return self._quantized(self.estimator if self.mixes else self._settled())
+
+    def _settled(self) -> str | Estimator:
+        """The estimator, at the end of training if it would mix full-precision weights in before."""
+        return self.estimator.at(1.0) if isinstance(self.estimator, Pege) else self.estimator
+
+    def _quantized(self, estimator: str | Estimator) -> tuple[Tensor, Codes]:
+        weight, values, scale, offset = self._latent(estimator) if self.frozen_values is None else self._frozen()
         if self.gain is not None:
             gain = self.gain[:, None]
             weight, scale, offset = weight * gain, scale * gain, offset * gain
         return weight.view_as(self.weight), Codes(values.view_as(self.weight), scale, offset)
 
-    def _latent(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _latent(self, estimator: str | Estimator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Ŵ and its codes from the latent weights, a row an output."""
         weight, (values, scale, offset) = quantize_with_codes(
             self.weight.flatten(1),
-            bits=self.bits,
+            bits=self._bits,
             sparsity=self.sparsity,
             scope=self.scope,
             form=self.form,
             lam=self.lam,
             dim=1,
             block=self.block,
-            estimator=self.estimator,
+            estimator=estimator,
         )
         return weight, values, scale.squeeze(-1), offset.squeeze(-1)
 
@@ -139,7 +159,7 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
         Raises:
             ValueError: codes of other shapes; full-precision weights.
         """
-        if self.bits is None:
+        if self._bits is None:
             raise ValueError(f"{type(self).__name__}: expected weights of few bits to freeze, got bits=None")
         values, scale, offset = self.codes() if codes is None else codes
         row = self.weight[0].numel()
@@ -168,7 +188,7 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
 
     def codes(self) -> Codes:
         """Ŵ in parts, without gradient: values of the weight's shape, scale and offset (outputs, blocks)."""
-        return self.quantized()[1]
+        return self._quantized(self._settled())[1]
 
     @torch.no_grad()
     def fold(self, scale: Tensor, shift: Tensor) -> None:
@@ -179,7 +199,7 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
         self.__dict__["made_with"] = {**self.__dict__["made_with"], "bias": True}
 
     def _options_repr(self) -> str:
-        shown = {"bits": self.bits, "sparsity": self.sparsity, "estimator": self.estimator, "form": self.form}
+        shown = {"bits": self._bits, "sparsity": self.sparsity, "estimator": self.estimator, "form": self.form}
         return (
             f"bias={self.bias is not None}, "
             + ", ".join(f"{k}={v}" for k, v in shown.items())

@@ -7,15 +7,36 @@ from torch import Tensor
 
 from tbnn.ops.ddt import BlockLayout, check_ridge, closed_form, sums_of
 from tbnn.ops.kernels import backend_for
-from tbnn.ops.quantize.estimators import Ddt, Estimator, Ewgs, Reste, Ste, estimator_of, name_and_settings
+from tbnn.ops.quantize.estimators import (
+    Ddt,
+    Estimator,
+    Ewgs,
+    Pege,
+    Qgait,
+    Reste,
+    Ste,
+    estimator_of,
+    name_and_settings,
+)
 from tbnn.ops.quantize.grid import Scheme, check_bits, scheme_of
 from tbnn.ops.quantize.operator import quantize_cpu, values_cpu
-from tbnn.ops.quantize.parts import OFFSET, S
+from tbnn.ops.quantize.parts import OFFSET, ORIGIN, SLOPE, S
 from tbnn.ops.quantize.reference import quantize_reference
+from tbnn.ops.quantize.soft import mixed, sloped, soft_slope
 from tbnn.ops.quantize.sparsify import Sparsity, SparsityLike, sparsity_of
 
-__all__ = ["Codes", "Ddt", "Ewgs", "Reste", "Ste", "check_quantize", "quantize", "quantize_with_codes"]
-
+__all__ = [
+    "Codes",
+    "Ddt",
+    "Ewgs",
+    "Pege",
+    "Qgait",
+    "Reste",
+    "Ste",
+    "check_quantize",
+    "quantize",
+    "quantize_with_codes",
+]
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -26,7 +47,8 @@ class Codes(NamedTuple):
     values: Tensor
     """Of the tensor's shape and dtype: ±1 (1 bit), −1, 0, 1 (ternary), ±1, ±3, … ±(2^k − 1) (k bits); 0 where pruned.
 
-    An odd integer is ``Σ 2^i·(±1)_i``, k planes of signs. With ``bits=None``: the kept x over the grid's scale.
+    An odd integer is ``Σ 2^i·(±1)_i``, k planes of signs. With ``bits=None``: the kept x over the grid's scale. Where
+    :class:`Pege` mixes x in there are no codes: the mixture, with scale 1 and offset 0.
     """
     scale: Tensor
     """One value a block, (outer, blocks, inner)."""
@@ -72,13 +94,16 @@ def quantize(
     to x adds it to x̂ in the affine form of 1.58 and 2 … 8 bits, but not of one bit, whose threshold stays at 0, nor
     where values are pruned. A constant block (affine) or one of zeros comes back as its mean.
 
-    Forward, every estimator gives the same x̂. Backward: "ddt", the exact gradient with δ constant (so dq/dx = 1/s_f
-    for every value, pruned and clipped ones too); "ste", the identity; "ewgs" and "reste": :class:`Ewgs`,
-    :class:`Reste` (one bit only). A second derivative is refused on the CPU.
+    Forward, every estimator gives the same x̂, with one exception: a :class:`Pege` whose progress is below 1 leaves
+    some of the values as they are. Backward: "ddt", the exact gradient with δ constant (so dq/dx = 1/s_f for every
+    value, pruned and clipped ones too); "ste", the identity; "ewgs", "reste" (one bit only), "qgait", "pege":
+    :class:`Ewgs`, :class:`Reste`, :class:`Qgait`, :class:`Pege`. A second derivative is refused on the CPU.
 
     Statistics and codes are computed in float64 from x, so q does not depend on the dtype that holds x; the result
     has x's dtype. On the CPU float32 and float64 run in compiled kernels, which torch.compile, torch.export and
     checkpointing see as one operator; half precision is widened to float32 for them. Other devices run the reference.
+    Of "qgait" and "pege" the kernels compute x̂; the slopes of the one and the mixing of the other are plain torch on
+    every device, some passes over x more.
 
     Args:
         x: floating point, any shape, with at least one value.
@@ -89,7 +114,7 @@ def quantize(
         scope: over what a fraction is taken: each "block", each "row" (all runs along ``dim`` together) or the
             whole "tensor". N:M has no use for it.
         form, lam, dim, block: as in :func:`tbnn.ddt`.
-        estimator: "ddt", "ste", "ewgs", "reste", or an instance of their classes.
+        estimator: "ddt", "ste", "ewgs", "reste", "qgait", "pege", or an instance of their classes.
         backend: for tests; the tensor's device decides otherwise.
 
     Returns:
@@ -106,10 +131,7 @@ def quantize(
     scheme, prune, how = _checked(x, bits, sparsity, scope, form, lam, estimator)
     layout = BlockLayout(x, dim, block)
     x3 = layout.split(x)
-    if backend_for(x, backend, KERNEL_DTYPES, KERNEL_DTYPES, exports=True) != "reference":
-        x_hat, _ = quantize_cpu(x3, scheme, prune, *name_and_settings(how), layout.block)
-    else:
-        x_hat, _ = _by_reference(x3, scheme, prune, how, layout.block)
+    x_hat, _ = _run(x3, scheme, prune, how, layout.block, _has_kernels(x, backend))
     return layout.join(x_hat.to(x.dtype))
 
 
@@ -131,12 +153,18 @@ def quantize_with_codes(
     layout = BlockLayout(x, dim, block)
     x3 = layout.split(x)
     factor, shift = scheme.value_factor, scheme.value_shift
-    if backend_for(x, backend, KERNEL_DTYPES, KERNEL_DTYPES, exports=True) != "reference":
-        x_hat, facts = quantize_cpu(x3, scheme, prune, *name_and_settings(how), layout.block)
+    kernels = _has_kernels(x, backend)
+    x_hat, found = _run(x3, scheme, prune, how, layout.block, kernels)
+    if isinstance(how, Pege) and how.share < 1:
+        x_hat = layout.join(x_hat.to(x.dtype))
+        scale = x.new_ones((x3.shape[0], -(-x3.shape[1] // layout.block), x3.shape[2]))
+        return x_hat, Codes(x_hat.detach(), scale, torch.zeros_like(scale))
+    if kernels:
+        facts = found
         s, offset = facts[..., S], facts[..., OFFSET]
         values = values_cpu(x3, facts, scheme, layout.block)
     else:
-        x_hat, q = _by_reference(x3, scheme, prune, how, layout.block)
+        q = found
         ridge = closed_form.solve(sums_of(x3.double(), q, layout.block), scheme.lam, form)
         s, offset = (torch.from_numpy(part).to(x.device) for part in ridge)
         values = factor * q + shift if factor != 1 else q
@@ -171,6 +199,26 @@ def _checked(
     prune = sparsity_of(sparsity, scope)
     scheme = scheme_of(bits, form, lam, prune.keep, prune.group, prune.prunes)
     return scheme, prune, estimator_of(estimator)
+
+
+def _has_kernels(x: Tensor, backend: str | None) -> bool:
+    return backend_for(x, backend, KERNEL_DTYPES, KERNEL_DTYPES, exports=True) != "reference"
+
+
+def _run(
+    x3: Tensor, scheme: Scheme, prune: Sparsity, how: Estimator, block: int, kernels: bool
+) -> tuple[Tensor, Tensor]:
+    """x̂ of x3 (outer, n, inner), differentiable in it, and what the kernels found out about every block; else q."""
+    inner, source = (Ste(), x3.detach()) if isinstance(how, Pege) else (how, x3)
+    if not kernels:
+        x_hat, found = _by_reference(source, scheme, prune, inner, block)
+    else:
+        x_hat, found = quantize_cpu(source, scheme, prune, *name_and_settings(inner), block)
+        if isinstance(how, Qgait):
+            origin, slope = (found[..., i].repeat_interleave(block, 1)[:, : x3.shape[1]] for i in (ORIGIN, SLOPE))
+            f = (x3.detach().double() - origin) * slope
+            x_hat = sloped(x3, x_hat, soft_slope(f, scheme, how))
+    return mixed(x3, x_hat, how) if isinstance(how, Pege) else x_hat, found
 
 
 def _by_reference(x3: Tensor, scheme: Scheme, prune: Sparsity, how: Estimator, block: int) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tbnn.ops.ddt.reference import ddt_reference
-from tbnn.ops.quantize.estimators import Estimator, Ewgs, Reste, Ste
+from tbnn.ops.quantize.estimators import Ddt, Estimator, Ewgs, Qgait, Reste
 from tbnn.ops.quantize.grid import MAGNITUDE, ODD, REAL, ROUND, SIGN, SPREAD, Scheme
+from tbnn.ops.quantize.soft import sloped, soft_slope
 from tbnn.ops.quantize.sparsify import Sparsity, kept_of
 
 
@@ -98,9 +99,11 @@ def quantize_blocks(x: Tensor, kept: Tensor, scheme: Scheme, estimator: Estimato
     q = codes(fixed, kept, grid, scheme)
     f = (x - grid.origin) * grid.slope
     form = "linear" if scheme.linear else "affine"
-    if not isinstance(estimator, Ste | Ewgs | Reste):
+    if isinstance(estimator, Ddt):
         return ddt_reference(x, f + (q - f).detach(), scheme.lam, form), q
     x_hat = ddt_reference(fixed, q, scheme.lam, form)
+    if isinstance(estimator, Qgait):
+        return sloped(x, x_hat, soft_slope(f.detach(), scheme, estimator)), q
     if isinstance(estimator, Ewgs):
         error = f.detach() - q if scheme.rule == REAL else f.detach().clamp(scheme.low, scheme.high) - q
         x = _Ewgs.apply(x, error if scheme.rule == REAL else error / (scheme.high - scheme.low), estimator.delta)
@@ -112,8 +115,8 @@ def quantize_blocks(x: Tensor, kept: Tensor, scheme: Scheme, estimator: Estimato
 
 def reste_slope(size: Tensor, estimator: Reste) -> Tensor:
     """h'(z) of :class:`Reste` at |z| = ``size``."""
-    power = (1 - estimator.power) / estimator.power
-    slope = torch.where(size <= estimator.flat, estimator.flat**power, size**power / estimator.power)
+    power = (1 - estimator.power_now) / estimator.power_now
+    slope = torch.where(size <= estimator.flat, estimator.flat**power, size**power / estimator.power_now)
     return torch.where(size > estimator.bound, 0.0, slope)
 
 
