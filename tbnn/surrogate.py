@@ -3,6 +3,10 @@
 A surrogate is called with the membrane's distance from threshold and returns the spike; its backward pass uses
 ``derivative``. The shapes and default parameters are snntorch's, so each may stand as ``spike_grad`` of a snntorch
 neuron. ``soft`` is the integral of the derivative, normalised to run from 0 to 1; ``area`` is what it was divided by.
+The :class:`Bare` ones are the rest of snntorch 1.0.0's, as they are there: gradients without a soft spike.
+
+snntorch's ``SSO``, whose gradient below threshold is drawn anew in each backward pass, and ``custom_surrogate`` are not
+here: they run in snntorch's networks only.
 """
 
 import math
@@ -35,6 +39,16 @@ class Surrogate:
         """∫ derivative du."""
         return 1.0
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The arguments that make this surrogate again."""
+        return (self.parameter,)
+
+    @property
+    def extra(self) -> float:
+        """What a compiled kernel takes beside the parameter: the area, or the second number of a shape without one."""
+        return self.area
+
     def derivative(self, u: Tensor) -> Tensor:
         """The surrogate of dq/du."""
         raise NotImplementedError
@@ -50,6 +64,25 @@ class Surrogate:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.symbol}={self.parameter:g})"
+
+
+class Bare(Surrogate):
+    """Base of the surrogates without a soft spike: gradients for ``gradient="surrogate"`` alone.
+
+    They are snntorch's, gradient for gradient. Their integrals do not rise from 0 to 1 about the threshold, so ``soft``
+    and ``area`` raise ``ValueError``.
+    """
+
+    @property
+    def area(self) -> float:
+        raise ValueError(f"area: expected a surrogate with a soft spike, got {self}")
+
+    @property
+    def extra(self) -> float:
+        return 1.0
+
+    def soft(self, u: Tensor) -> Tensor:
+        raise ValueError(f"soft: expected a surrogate with a soft spike, got {self}")
 
 
 class _Spike(torch.autograd.Function):
@@ -143,6 +176,101 @@ class Boxcar(Surrogate):
         return (0.5 + u / self.parameter).clamp(0, 1)
 
 
+class LeakySpike(Bare):
+    """1 where u > 0, k elsewhere, k >= 0: snntorch's ``LSO`` (k = 0.1).
+
+    Also its ``straight_through_estimator``, with k = 1, and its ``heaviside``, with k = 0. snntorch 1.0.0's own ``LSO``
+    raises ``TypeError`` when it is called; this is its documented form.
+    """
+
+    code, symbol = 6, "slope"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.parameter) and self.parameter >= 0):
+            raise ValueError(f"{self.symbol}: expected a finite number >= 0, got {self.parameter}")
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return torch.full_like(u, self.parameter).masked_fill(u > 0, 1.0)
+
+
+class Signed(Bare):
+    """θ where u < 0, −θ where u >= 0: what snntorch calls ``triangular``; :class:`Triangular` is a triangle.
+
+    A neuron above threshold is thus told the opposite of what would change its loss.
+    """
+
+    code, symbol = 7, "threshold"
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return torch.full_like(u, self.parameter).masked_fill(u >= 0, -self.parameter)
+
+
+@dataclass(frozen=True, repr=False)
+class SpikeRateEscape(Bare):
+    """``k·exp(−β·|u − 1|)`` (after Gerstner & Kistler 2002), as in snntorch.
+
+    u is the distance from threshold already, so the peak, k high, lies one above the threshold, not at it.
+    """
+
+    slope: float = 25.0
+    code, symbol = 8, "beta"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("slope", self.slope)
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return self.parameter, self.slope
+
+    @property
+    def extra(self) -> float:
+        return float(self.slope)
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return self.slope * torch.exp(-self.parameter * (u - 1).abs())
+
+    def __repr__(self) -> str:
+        return f"SpikeRateEscape(beta={self.parameter:g}, slope={self.slope:g})"
+
+
+@dataclass(frozen=True, repr=False)
+class SparseFastSigmoid(Bare):
+    """``1[u > B] / (1 + k·|u|)²`` (after Perez-Nieves & Goodman 2021): snntorch's ``SFS``.
+
+    With the default gate B = 1 only neurons that are more than 1 above their threshold have a gradient: snntorch's
+    gate is on u, not on |u| < B as in the paper. B may be negative.
+    """
+
+    gate: float = 1.0
+    code, symbol = 9, "slope"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.gate):
+            raise ValueError(f"gate: expected a finite number, got {self.gate}")
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return self.parameter, self.gate
+
+    @property
+    def extra(self) -> float:
+        return float(self.gate)
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return (u > self.gate).to(u.dtype) / (1 + self.parameter * u.abs()).square()
+
+    def __repr__(self) -> str:
+        return f"SparseFastSigmoid(slope={self.parameter:g}, gate={self.gate:g})"
+
+
+SHAPES: tuple[type[Surrogate], ...] = (
+    ATan, FastSigmoid, Sigmoid, Triangular, Boxcar, LeakySpike, Signed, SpikeRateEscape, SparseFastSigmoid,
+)  # fmt: skip
+"""Every surrogate that the kernels know."""
+
+
 def atan(alpha: float = 2.0) -> ATan:
     """Arc tangent, snntorch's default: see :class:`ATan`."""
     return ATan(alpha)
@@ -166,6 +294,36 @@ def triangular(width: float = 1.0) -> Triangular:
 def boxcar(width: float = 1.0) -> Boxcar:
     """Boxcar: see :class:`Boxcar`."""
     return Boxcar(width)
+
+
+def straight_through_estimator() -> LeakySpike:
+    """A derivative of 1 everywhere: see :class:`LeakySpike`."""
+    return LeakySpike(1.0)
+
+
+def heaviside() -> LeakySpike:
+    """The spike itself as its derivative: see :class:`LeakySpike`."""
+    return LeakySpike(0.0)
+
+
+def leaky_spike(slope: float = 0.1) -> LeakySpike:
+    """snntorch's ``LSO``: see :class:`LeakySpike`."""
+    return LeakySpike(slope)
+
+
+def signed(threshold: float = 1.0) -> Signed:
+    """snntorch's ``triangular``: see :class:`Signed`."""
+    return Signed(threshold)
+
+
+def spike_rate_escape(beta: float = 1.0, slope: float = 25.0) -> SpikeRateEscape:
+    """Boltzmann distribution about one above threshold: see :class:`SpikeRateEscape`."""
+    return SpikeRateEscape(beta, slope)
+
+
+def sparse_fast_sigmoid(slope: float = 25.0, gate: float = 1.0) -> SparseFastSigmoid:
+    """snntorch's ``SFS``: see :class:`SparseFastSigmoid`."""
+    return SparseFastSigmoid(slope, gate)
 
 
 @dataclass(frozen=True)
@@ -215,10 +373,12 @@ def ddt(base: Surrogate | None = None, lam: float = 0.01, stats: str = "step", s
         scale: multiplies the gradient.
 
     Raises:
-        ValueError: ``stats`` other than "step", λ <= 0, a scale that is not finite and positive.
+        ValueError: ``stats`` other than "step", λ <= 0, a scale that is not finite and positive, a :class:`Bare` base.
     """
     if stats != "step":
         raise ValueError(f"surrogate.ddt: expected stats='step' (a spike function sees one step), got {stats!r}")
+    if isinstance(base, Bare):
+        raise ValueError(f"surrogate.ddt: base: expected a surrogate with a soft spike, got {base}")
     check_ridge(lam, "affine")
     _positive("lam", lam)
     return RidgeSpike(base if base is not None else atan(), lam, _positive("scale", scale))

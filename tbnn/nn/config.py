@@ -12,7 +12,7 @@ from tbnn import surrogate
 from tbnn.nn.activity import TargetRate, Winners
 from tbnn.nn.network import Network
 from tbnn.nn.recorded import LAYERS, arguments_of, known_arguments
-from tbnn.ops.quantize.estimators import Ddt, Ewgs, Reste, Ste
+from tbnn.ops.quantize.estimators import Ddt, Ewgs, Pege, Qgait, Reste, Ste
 
 Config = dict[str, Any]
 
@@ -25,9 +25,8 @@ TORCH = {
 }  # fmt: skip
 """Torch's layers that a configuration may name; their arguments are their attributes."""
 
-SURROGATES = (surrogate.ATan, surrogate.FastSigmoid, surrogate.Sigmoid, surrogate.Triangular, surrogate.Boxcar)
 VALUES: dict[str, Callable[..., Any]] = {
-    kind.__name__: kind for kind in (*SURROGATES, Winners, TargetRate, Ddt, Ste, Ewgs, Reste)
+    kind.__name__: kind for kind in (*surrogate.SHAPES, Winners, TargetRate, Ddt, Ste, Ewgs, Reste, Qgait, Pege)
 }
 """Dataclasses that stand as arguments of layers."""
 

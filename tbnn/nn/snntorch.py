@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,10 +17,32 @@ from tbnn.nn.pool import Flatten
 from tbnn.nn.recurrent import Recurrent
 from tbnn.nn.snntorch_export import KEPT, OneToOne, SnntorchNetwork
 from tbnn.nn.synaptic import Synaptic
-from tbnn.surrogate import RidgeSpike, Surrogate, atan, fast_sigmoid, sigmoid
+from tbnn.surrogate import (
+    RidgeSpike,
+    Surrogate,
+    atan,
+    fast_sigmoid,
+    heaviside,
+    leaky_spike,
+    sigmoid,
+    signed,
+    sparse_fast_sigmoid,
+    spike_rate_escape,
+    straight_through_estimator,
+)
 
-SURROGATES = {maker.__name__: maker for maker in (atan, fast_sigmoid, sigmoid)}
-"""Those of snntorch's surrogates that have a counterpart; snntorch's "triangular" is a sign, not a triangle."""
+SURROGATES: dict[str, tuple[Callable[..., Surrogate], tuple[str, ...]]] = {
+    "atan": (atan, ("alpha",)),
+    "fast_sigmoid": (fast_sigmoid, ("slope",)),
+    "sigmoid": (sigmoid, ("slope",)),
+    "straight_through_estimator": (straight_through_estimator, ()),
+    "heaviside": (heaviside, ()),
+    "triangular": (signed, ("threshold",)),
+    "spike_rate_escape": (spike_rate_escape, ("beta", "slope")),
+    "SFS": (sparse_fast_sigmoid, ("slope", "B")),
+    "LSO": (leaky_spike, ("slope",)),
+}
+"""snntorch's surrogates by its names: the counterpart, and what snntorch calls the counterpart's arguments, in order."""
 RESETS = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
 """What a neuron of snntorch does is the function it chose when it was made, whatever its attribute says later."""
 DDT_OPTIONS = ("target", "emit", "stats", "lam", "floor", "per_channel", "differentiate_stats")
@@ -217,9 +239,10 @@ def _gradient_of(module: Any) -> dict[str, Any]:
         )
     maker = getattr(function, "__qualname__", "").removesuffix(".<locals>.inner")
     if getattr(function, "__module__", "") == "snntorch.surrogate" and maker in SURROGATES:
-        widths = list(inspect.getclosurevars(function).nonlocals.values())
-        if len(widths) == 1:
-            return {"gradient": "surrogate", "surrogate": SURROGATES[maker](float(widths[0]))}
+        make, names = SURROGATES[maker]
+        numbers = inspect.getclosurevars(function).nonlocals
+        if numbers.keys() == set(names):
+            return {"gradient": "surrogate", "surrogate": make(*(float(numbers[name]) for name in names))}
     raise ValueError(
         f"spike_grad: expected snntorch's {', '.join(SURROGATES)} or a function of tbnn.surrogate, got {maker or function}; "
         "pass neuron=dict(surrogate=...) with the shape to train with"

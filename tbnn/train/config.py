@@ -5,7 +5,20 @@ from typing import Literal
 
 from tbnn.data.augment import Augment
 from tbnn.data.frames.options import FrameOptions
-from tbnn.surrogate import Surrogate, atan, boxcar, fast_sigmoid, sigmoid, triangular
+from tbnn.surrogate import (
+    Surrogate,
+    atan,
+    boxcar,
+    fast_sigmoid,
+    heaviside,
+    leaky_spike,
+    sigmoid,
+    signed,
+    sparse_fast_sigmoid,
+    spike_rate_escape,
+    straight_through_estimator,
+    triangular,
+)
 
 SURROGATES = {
     "atan": atan,
@@ -13,7 +26,14 @@ SURROGATES = {
     "sigmoid": sigmoid,
     "triangular": triangular,
     "boxcar": boxcar,
+    "straight_through_estimator": straight_through_estimator,
+    "heaviside": heaviside,
+    "leaky_spike": leaky_spike,
+    "signed": signed,
+    "spike_rate_escape": spike_rate_escape,
+    "sparse_fast_sigmoid": sparse_fast_sigmoid,
 }
+WITHOUT_WIDTH = ("straight_through_estimator", "heaviside")
 
 
 def _at_least(name: str, value: float, low: float) -> None:
@@ -67,7 +87,8 @@ class ModelConfig:
         recurrent: whether each hidden layer feeds back on itself, one step later; of "nmnist_conv" the last convolution.
         weights: "binary" (few bits each) or "float".
         bits, sparsity, scope, estimator, form, lam, block: of binary weights, see ``tbnn.nn.BinaryLinear``; bits 0
-            stands for full precision, sparsity alone.
+            stands for full precision, sparsity alone. Estimators that change in training ("reste", "qgait", "pege") do so
+            from the first epoch to the last, see ``tbnn.nn.progress``.
         n_of_m: N:M sparsity, [2, 4] say, in place of a share.
         neuron: "leaky", "synaptic", "adaptive" or "adlif".
         beta, threshold, reset_mechanism, refractory: of the neurons, see ``tbnn.nn.Leaky``.
@@ -77,8 +98,10 @@ class ModelConfig:
             a homeostatic threshold holds that rate.
         beta_readout: the readout's decay.
         gradient, surrogate, target, emit, stats, per_channel, differentiate_stats, scale, floor: of the spikes, see ``tbnn.nn.Leaky``.
+            Those from "straight_through_estimator" on are snntorch's gradients without a soft spike, for "surrogate" alone
+            ("signed" is its triangular, "leaky_spike" its LSO, "sparse_fast_sigmoid" its SFS).
+        surrogate_width: the surrogate's parameter (alpha, slope, width, threshold or beta); its default if not given.
         spike_lam: λ of the spikes' ridge regression; ``lam`` if not given.
-        surrogate_width: the surrogate's parameter (alpha, slope or width); its default if not given.
         dropout: share of the spikes dropped in training.
         memory: what is kept for backward, see ``tbnn.nn.Network``: "speed", "balanced", "minimal" or bytes.
     """
@@ -92,7 +115,7 @@ class ModelConfig:
     sparsity: float = 0.0
     n_of_m: tuple[int, int] | None = None
     scope: Literal["block", "row", "tensor"] = "row"
-    estimator: Literal["ddt", "ste", "ewgs", "reste"] = "ddt"
+    estimator: Literal["ddt", "ste", "ewgs", "reste", "qgait", "pege"] = "ddt"
     form: Literal["affine", "linear"] = "affine"
     lam: float = 0.01
     block: int | None = None
@@ -109,7 +132,10 @@ class ModelConfig:
     threshold: float = 1.0
     reset_mechanism: Literal["subtract", "zero", "none"] = "subtract"
     gradient: Literal["ddt", "surrogate"] = "ddt"
-    surrogate: Literal["atan", "fast_sigmoid", "sigmoid", "triangular", "boxcar"] = "atan"
+    surrogate: Literal[
+        "atan", "fast_sigmoid", "sigmoid", "triangular", "boxcar", "straight_through_estimator", "heaviside",
+        "leaky_spike", "signed", "spike_rate_escape", "sparse_fast_sigmoid",
+    ] = "atan"  # fmt: skip
     surrogate_width: float | None = None
     target: Literal["soft", "trace"] = "soft"
     emit: Literal["bits", "denoised"] = "bits"
@@ -137,8 +163,13 @@ class ModelConfig:
 
     def spike_surrogate(self) -> Surrogate:
         """The surrogate with its width."""
-        make = SURROGATES[self.surrogate]
-        return make() if self.surrogate_width is None else make(self.surrogate_width)
+        if self.surrogate_width is None:
+            return SURROGATES[self.surrogate]()
+        if self.surrogate in WITHOUT_WIDTH:
+            raise ValueError(
+                f"model.surrogate_width: expected none for {self.surrogate!r}, got {self.surrogate_width:g}"
+            )
+        return SURROGATES[self.surrogate](self.surrogate_width)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tbnn.data import AugmentedFrames, PackedFrames
 from tbnn.files import replacing
 from tbnn.losses import logits
-from tbnn.nn import Network, calibrate, detect_nonfinite, health_warnings
+from tbnn.nn import Network, calibrate, detect_nonfinite, health_warnings, progress
 from tbnn.train.batches import EpochOrder, Waiting, evaluation_loader, packed_file, train_loader
 from tbnn.train.build import build_network
 from tbnn.train.config import TrainConfig
@@ -187,6 +187,7 @@ class _Trainer:
         start = time.perf_counter()
         self.order.epoch = self.frames.epoch = epoch
         self.model.train()
+        progress(self.model, (epoch - 1) / max(self.config.optim.epochs - 1, 1))
         losses, correct, seen, norms = 0.0, 0, 0, []
         batches = Waiting(self.loader)
         for number, (words, labels) in enumerate(batches, 1):

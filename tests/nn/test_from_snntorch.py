@@ -33,6 +33,25 @@ def test_same_spikes_and_gradients(case: str) -> None:
     assert_same_gradients(got, torch.autograd.grad(want, [other, *yours], weights))
 
 
+@pytest.mark.parametrize(
+    ("made", "shape"),
+    [
+        (theirs.straight_through_estimator(), tbnn.surrogate.straight_through_estimator()),
+        (theirs.heaviside(), tbnn.surrogate.heaviside()),
+        (theirs.triangular(threshold=2), tbnn.surrogate.signed(2.0)),
+        (theirs.spike_rate_escape(slope=3, beta=2), tbnn.surrogate.spike_rate_escape(2.0, 3.0)),
+        (theirs.SFS(B=0.5, slope=4), tbnn.surrogate.sparse_fast_sigmoid(4.0, 0.5)),
+        (theirs.LSO(0.3), tbnn.surrogate.leaky_spike(0.3)),  # it raises in snntorch itself
+    ],
+    ids=lambda f: str(f) if isinstance(f, tbnn.surrogate.Surrogate) else "",
+)
+def test_a_surrogate_keeps_its_numbers(made: Any, shape: tbnn.surrogate.Surrogate) -> None:
+    ours = from_snntorch([snn.Leaky(0.5, spike_grad=made)])
+    for network in (ours, from_snntorch(to_snntorch(ours))):
+        gradient = network.layers[0].spike_gradient
+        assert (gradient.gradient, gradient.surrogate) == ("surrogate", shape)
+
+
 def test_a_changed_beta_is_seen() -> None:
     net, x = build("leaky")
     ours = from_snntorch(net)
@@ -212,7 +231,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: snn.RSynaptic(0.5, 0.5, linear_features=3, reset_mechanism="zero"), r"\(RSynaptic\): reset_mechanism"),
     (late_reset, r"reset_mechanism='zero': set after the neuron was made, which goes on with 'subtract'"),
     (lambda: snn.Leaky(0.5, surrogate_disable=True), r"surrogate_disable=True.*pass neuron=dict\(surrogate="),
-    (lambda: snn.Leaky(0.5, spike_grad=theirs.triangular()), r"got triangular; pass neuron=dict\(surrogate="),
+    (lambda: snn.Leaky(0.5, spike_grad=theirs.SSO()), r"got SSO; pass neuron=dict\(surrogate="),
     (lambda: snn.Leaky(0.5, spike_grad=custom), r"spike_grad: expected snntorch's atan, .* got custom; pass neuron"),
     (lambda: snn.Leaky(0.5, threshold=torch.inf), r"0 \(Leaky\): threshold: expected finite values"),
     (lambda: snn.Leaky(0.5, spike_grad=theirs.atan(-1.0)), r"0 \(Leaky\): alpha: expected a finite number > 0"),

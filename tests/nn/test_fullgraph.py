@@ -31,13 +31,14 @@ from tbnn.nn import (
     zoo,
 )
 from tbnn.ops.lif import SpikeGradient, fused, integrate, lif, operator
-from tbnn.surrogate import boxcar, fast_sigmoid, sigmoid, triangular
+from tbnn.surrogate import boxcar, fast_sigmoid, sigmoid, sparse_fast_sigmoid, triangular
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's compiler about itself
 
 NEURONS: dict[str, Callable[[], nn.Module]] = {
     "leaky": lambda: Leaky(0.9),
     "surrogate": lambda: Leaky(0.9, gradient="surrogate", surrogate=fast_sigmoid(5.0), reset_mechanism="zero"),
+    "bare": lambda: Leaky(0.9, gradient="surrogate", surrogate=sparse_fast_sigmoid(2.0, -0.5), scale=0.5),
     "trace": lambda: Leaky(0.9, target="trace", learn_beta=True, learn_threshold=True),
     "synaptic": lambda: Synaptic(0.5, 0.9, surrogate=sigmoid(4.0), stats="step", learn_beta=True),
     "synaptic trace": lambda: Synaptic(0.5, 0.9, target="trace", learn_alpha=True),

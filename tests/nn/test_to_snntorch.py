@@ -27,6 +27,7 @@ from tbnn.nn.norm import TemporalBatchNorm
 from tbnn.nn.pool import AvgPool2d, Flatten, MaxPool2d, Voting
 from tbnn.nn.snntorch import from_snntorch
 from tbnn.nn.snntorch_export import OneToOne, SnntorchNetwork, to_snntorch
+from tbnn.surrogate import signed
 from tests.nn.snntorch_nets import CASES, assert_same_gradients, build, in_order, loop
 
 
@@ -128,6 +129,7 @@ def test_what_snntorch_does_not_have_is_refused() -> None:
         (Leaky(0.5, refractory=2), r"\(Leaky\): refractory: expected 0, got 2"),
         (Leaky(0.5, emit="denoised"), r"\(Leaky\): emit: expected 'bits', got 'denoised'"),
         (Leaky(0.5, gradient="surrogate", scale=2.0), r"\(Leaky\): scale: expected 1"),
+        (Leaky(0.5, target="trace", surrogate=signed()), r"\(Leaky\): surrogate.ddt: base: expected .* soft spike"),
         (Synaptic(0.5, 0.5, reset_mechanism="zero"), r"\(Synaptic\): reset_mechanism='zero'"),
         (Recurrent(Leaky(0.5, reset_mechanism="zero"), linear), r"\(Recurrent\): reset_mechanism='zero'"),
         (Recurrent(Leaky(0.5), linear, delay=2), r"\(Recurrent\): delay: expected 1, got 2"),

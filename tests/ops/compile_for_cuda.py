@@ -87,6 +87,13 @@ def neurons() -> None:
         neuron(estimator, Rule("subtract", waits), second, second, dtype)
     for shape in (surrogate.fast_sigmoid(), surrogate.sigmoid(), surrogate.triangular(), surrogate.boxcar()):
         neuron(SpikeGradient(surrogate=shape, stats="step"), Rule("zero"), False, False, torch.float16)
+    for shape in (
+        surrogate.leaky_spike(),
+        surrogate.signed(),
+        surrogate.spike_rate_escape(),
+        surrogate.sparse_fast_sigmoid(),
+    ):
+        neuron(SpikeGradient("surrogate", shape), Rule("zero"), False, False, torch.float16)
     for size in ((1, 1, 1), (1, 3, 7), (4, 1, 7)):  # an integer argument of 1 is a constant to the compiler
         for estimator in estimators:
             neuron(estimator, Rule("subtract", 1), True, True, torch.float32, size)

@@ -20,6 +20,12 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 ADLIF = {"rho": 0.5, "from_v": 0.25, "from_spike": 0.5, "to_v": -1.0}
 SYNAPTIC = {"rho": 0.75, "from_current": 1.0, "current_gain": 0.0, "to_v": 1.0}
 MODES = ["speed", "balanced", "minimal"]
+BARE = {
+    "leaky_spike": surrogate.leaky_spike(),
+    "signed": surrogate.signed(0.5),
+    "spike_rate_escape": surrogate.spike_rate_escape(2.0, 3.0),
+    "sparse_fast_sigmoid": surrogate.sparse_fast_sigmoid(2.0, 0.25),
+}
 
 
 @pytest.fixture
@@ -183,10 +189,11 @@ def test_gradients_of_a_mean_are_not_copied_out_and_none_is_needed() -> None:
         assert layer_lif(weighted, 0.9).out.grad_fn is None
 
 
-@pytest.mark.parametrize("shape", ["atan", "fast_sigmoid", "sigmoid", "triangular", "boxcar"])
+@pytest.mark.parametrize("shape", ["atan", "fast_sigmoid", "sigmoid", "triangular", "boxcar", *BARE])
 def test_every_surrogate(shape: str) -> None:
     layer = BinaryLinear(33, 40)
-    gradient = SpikeGradient(surrogate=getattr(surrogate, shape)(), scale=0.5)
+    how = "surrogate" if shape in BARE else "ddt"
+    gradient = SpikeGradient(how, BARE[shape] if shape in BARE else getattr(surrogate, shape)(), scale=0.5)
     compare(layer, spikes_for(layer, 12, 2, torch.float64), "minimal", gradient=gradient)
 
 

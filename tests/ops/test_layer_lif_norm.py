@@ -22,6 +22,12 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 EPS = 1e-5
 ADLIF = {"rho": 0.5, "from_v": 0.25, "from_spike": 0.5, "to_v": -1.0}
 SYNAPTIC = {"rho": 0.75, "from_current": 1.0, "current_gain": 0.0, "to_v": 1.0}
+BARE = {
+    "leaky_spike": surrogate.leaky_spike(),
+    "signed": surrogate.signed(0.5),
+    "spike_rate_escape": surrogate.spike_rate_escape(2.0, 3.0),
+    "sparse_fast_sigmoid": surrogate.sparse_fast_sigmoid(2.0, 0.25),
+}
 
 
 @pytest.fixture
@@ -234,11 +240,12 @@ def test_convolutions_whose_channels_begin_within_words(
     compare(layer, x, "speed", training=training, fires=False, tiled=True)
 
 
-@pytest.mark.parametrize("shape", ["atan", "fast_sigmoid", "sigmoid", "triangular", "boxcar"])
+@pytest.mark.parametrize("shape", ["atan", "fast_sigmoid", "sigmoid", "triangular", "boxcar", *BARE])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_every_surrogate(shape: str, dtype: torch.dtype) -> None:
     layer = BinaryConv2d(2, 3, 3)
-    gradient = SpikeGradient(surrogate=getattr(surrogate, shape)(), scale=0.5)
+    how = "surrogate" if shape in BARE else "ddt"
+    gradient = SpikeGradient(how, BARE[shape] if shape in BARE else getattr(surrogate, shape)(), scale=0.5)
     compare(layer, spikes_for(layer, 12, 2, dtype), "speed", gradient=gradient, tiled=True)
 
 

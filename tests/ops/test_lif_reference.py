@@ -118,6 +118,25 @@ def test_float64(
 
 
 @pytest.mark.parametrize(
+    "shape",
+    [
+        surrogate.leaky_spike(),
+        surrogate.signed(0.5),
+        surrogate.spike_rate_escape(2.0, 3.0),
+        surrogate.sparse_fast_sigmoid(2.0, 0.25),
+    ],
+    ids=str,
+)
+@given(reset=st.sampled_from(["subtract", "zero", "none"]), size=st.sampled_from(SIZES[:5]), seed=st.integers(0, 99))
+def test_surrogates_without_a_soft_spike(
+    shape: surrogate.Surrogate, reset: str, size: tuple[int, ...], seed: int
+) -> None:
+    estimator = SpikeGradient("surrogate", shape, scale=0.5)
+    difference(size, estimator, reset, seed, torch.float64, 1e-9)
+    difference(size, estimator, reset, seed, torch.float32, 1e-3)
+
+
+@pytest.mark.parametrize(
     ("estimator", "reset"),
     estimators_and_resets(),
     ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else v,

@@ -17,6 +17,11 @@ SURROGATES = [
     (surrogate.fast_sigmoid(), snn.surrogate.fast_sigmoid()),
     (surrogate.fast_sigmoid(3), snn.surrogate.fast_sigmoid(3)),
     (surrogate.sigmoid(4), snn.surrogate.sigmoid(4)),
+    (surrogate.straight_through_estimator(), snn.surrogate.straight_through_estimator()),
+    (surrogate.heaviside(), snn.surrogate.heaviside()),
+    (surrogate.signed(0.5), snn.surrogate.triangular(0.5)),
+    (surrogate.spike_rate_escape(2.0, 0.5), snn.surrogate.spike_rate_escape(2, 0.5)),
+    (surrogate.sparse_fast_sigmoid(5.0, 0.25), snn.surrogate.SFS(5, 0.25)),
 ]
 
 

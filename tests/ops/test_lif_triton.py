@@ -21,6 +21,12 @@ SHAPES = [
     surrogate.triangular(),
     surrogate.boxcar(1.5),
 ]
+BARE = [
+    surrogate.leaky_spike(),
+    surrogate.signed(0.5),
+    surrogate.spike_rate_escape(2.0, 3.0),
+    surrogate.sparse_fast_sigmoid(2.0, 0.25),
+]
 
 
 class Case(NamedTuple):
@@ -48,6 +54,8 @@ WAITS = Rule("subtract", 2)
 
 CASES = [
     *(Case({**estimator, "surrogate": shape}) for shape in SHAPES for estimator in (SURROGATE, SOFT)),
+    *(Case({**SURROGATE, "surrogate": shape}) for shape in BARE),
+    Case({**TRACE, "surrogate": BARE[1]}),
     *(Case(e, size) for e in (SURROGATE, SOFT, TRACE) for size in ((1, 1, 1), (7, 2, 17), (1, 3, 5))),
     *(Case({**e, **s}, (4, 3, 5)) for e in (SOFT, TRACE, DENOISED) for s in (STEP, LAYER, SLOPE, {**STEP, **SLOPE})),
     *(Case(e, (7, 2, 6), channels=2) for e in (SOFT, TRACE, DENOISED)),

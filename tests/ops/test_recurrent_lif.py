@@ -26,6 +26,10 @@ ESTIMATORS: list[tuple[dict[str, Any], str]] = [
     ({"gradient": "surrogate", "scale": 0.5}, "subtract"),
     ({"gradient": "surrogate", "surrogate": surrogate.boxcar(1.5)}, "zero"),
     ({"gradient": "surrogate", "surrogate": surrogate.sigmoid(5)}, "none"),
+    ({"gradient": "surrogate", "surrogate": surrogate.leaky_spike(), "scale": 0.5}, "subtract"),
+    ({"gradient": "surrogate", "surrogate": surrogate.signed(0.5)}, "zero"),
+    ({"gradient": "surrogate", "surrogate": surrogate.spike_rate_escape(2.0, 0.5)}, "none"),
+    ({"gradient": "surrogate", "surrogate": surrogate.sparse_fast_sigmoid(2.0, 0.25)}, "subtract"),
     ({"target": "trace"}, "subtract"),
     ({"target": "trace", "differentiate_stats": False, "floor": -0.1}, "subtract"),
 ]

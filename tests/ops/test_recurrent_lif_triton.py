@@ -44,7 +44,10 @@ CASES = [
     *(Case(e, (5, 3, 40, 3), WAITS, second=True, ragged=True, shared=e == SOFT) for e in ESTIMATORS),
     *(Case(e, (3, 2, 33, 1), WAITS, second=True, learns=False) for e in ESTIMATORS),
     *(Case({**e, "differentiate_stats": False}, (3, 2, 9, 1)) for e in (SOFT, TRACE)),
-    *(Case({**SURROGATE, "surrogate": shape}, (3, 2, 9, 1)) for shape in (surrogate.sigmoid(5), surrogate.boxcar(1.5))),
+    *(Case({**SURROGATE, "surrogate": shape}, (3, 2, 9, 1)) for shape in (
+        surrogate.sigmoid(5), surrogate.boxcar(1.5), surrogate.leaky_spike(), surrogate.signed(0.5),
+        surrogate.spike_rate_escape(2.0, 3.0), surrogate.sparse_fast_sigmoid(2.0, 0.25),
+    )),
     Case(SURROGATE, levels=TERNARY, without=("offset",)),
     Case(SOFT, levels=SEVEN_BITS, without=("bias",)),
     Case(SURROGATE, levels=SEVEN_BITS, without=("offset", "bias")),

@@ -1,11 +1,14 @@
 """Configurations: what is wrong is said in one line."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
+from tbnn.surrogate import SHAPES
 from tbnn.train import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from tbnn.train.build import build_network
+from tbnn.train.config import SURROGATES, WITHOUT_WIDTH
 from tbnn.train.parse import Parser, add_arguments, config_from_file, configured
 
 
@@ -55,11 +58,28 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, complaint: str) -> No
         ({"lam": 0.0}, "lam"),
         ({"surrogate_width": -1.0}, "alpha: expected a finite number > 0"),
         ({"block": 0}, "block"),
+        ({"surrogate": "signed"}, r"surrogate: .* expected one with a soft spike, got Signed\(threshold=1\)"),
+        (
+            {"surrogate": "heaviside", "gradient": "surrogate", "surrogate_width": 2.0},
+            "model.surrogate_width: expected none for 'heaviside', got 2",
+        ),
     ],
 )
 def test_impossible_networks_are_refused(settings: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         build_network(ModelConfig(**settings), (1, 1, 8), 2)  # pyright: ignore[reportArgumentType]
+
+
+def test_every_surrogate_is_a_choice_and_its_width_the_parameter() -> None:
+    assert get_args(get_type_hints(ModelConfig)["surrogate"]) == tuple(SURROGATES)
+    assert {type(make()) for make in SURROGATES.values()} == set(SHAPES)
+    for name in SURROGATES:
+        plain = parsed("--model.surrogate", name, "--model.gradient", "surrogate").model
+        assert plain.spike_surrogate() == SURROGATES[name]()
+        if name not in WITHOUT_WIDTH:
+            wide = parsed("--model.surrogate", name, "--model.surrogate_width", "3.5").model.spike_surrogate()
+            assert (type(wide), wide.parameter) == (type(SURROGATES[name]()), 3.5)
+            assert wide.numbers[1:] == SURROGATES[name]().numbers[1:]
 
 
 def test_defaults_are_valid() -> None:

@@ -109,7 +109,7 @@ class Passage:
             kind = target.TRACE if gradient.uses_trace else target.SOFT
         highest = 1 / (1 + rule.refractory)
         self.estimator = target.Estimator(
-            kind, surrogate.code, surrogate.parameter, surrogate.area, gradient.floor, highest
+            kind, surrogate.code, surrogate.parameter, surrogate.extra, gradient.floor, highest
         )
         self.none = np.empty((1, 0, *shape), self.dtype)
         self.forward_rows = cpu.rows_per_task(*shape, self.winners)

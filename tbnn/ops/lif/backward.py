@@ -37,7 +37,7 @@ def surrogate_row(estimator, level, threshold, grad, kg, w, du):  # pyright: ign
         for f in range(du.size):
             du[f] = grad[f]
     else:
-        slope_row(level, threshold, estimator.shape, estimator.parameter, w)
+        slope_row(level, threshold, estimator.shape, estimator.parameter, estimator.extra, w)
         for f in range(du.size):
             du[f] = kg[f] * grad[f] * w[f]
 

@@ -243,7 +243,7 @@ def _run(saved: Saved, settings: Settings) -> _Run:
         traces,
         fired,
         target.Estimator(
-            kind, surrogate.code, surrogate.parameter, surrogate.area, gradient.floor, 1 / (1 + rule.refractory)
+            kind, surrogate.code, surrogate.parameter, surrogate.extra, gradient.floor, 1 / (1 + rule.refractory)
         ),
     )
 

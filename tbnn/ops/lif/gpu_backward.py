@@ -46,7 +46,7 @@ def store_total(total, totals, row: tl.constexpr, neuron, features, tile, tiles)
 @triton.jit
 def scan_backward(
     coefficients, states, traces, spikes, spikes_start, current, grad, grad_t, grad_b, factors, factors_t, factor, lengths,
-    dlast, dstart, totals, dcurrent, steps, batch, features, p, area, floor, ceiling,
+    dlast, dstart, totals, dcurrent, steps, batch, features, p, extra, floor, ceiling,
     KIND: tl.constexpr, SHAPE: tl.constexpr, RESET: tl.constexpr, SECOND: tl.constexpr, GATED: tl.constexpr,
     RAGGED: tl.constexpr, LEARN: tl.constexpr, HAS_LAST: tl.constexpr, BB: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
@@ -103,11 +103,11 @@ def scan_backward(
             du = g
         elif KIND == SURROGATE:
             kg = tl.load(at + factor, mask=f < features, other=0.0)
-            du = kg * g * slope_of(level_of(v, w, share, SECOND) - threshold, p, SHAPE)
+            du = kg * g * slope_of(level_of(v, w, share, SECOND) - threshold, p, extra, SHAPE)
         else:
             x, q, slope = target_of(
                 v, w, trace, w_trace, fired, beta, threshold, trace_gain, rho, from_v, from_spike, to_v, share,
-                p, area, floor, ceiling, KIND, SHAPE, SECOND,
+                p, extra, floor, ceiling, KIND, SHAPE, SECOND,
             )  # fmt: skip
             k0, kg = tl.load(at, mask=f < features, other=0.0), tl.load(at + factor, mask=f < features, other=0.0)
             kx = tl.load(at + 2 * factor, mask=f < features, other=0.0)

@@ -36,7 +36,7 @@ def arctan(x):
 
 @triton.jit
 def soft_of(u, p, SHAPE: tl.constexpr):
-    """The soft spike at distance u from the threshold; see tbnn/surrogate.py for the shapes' codes."""
+    """The soft spike at distance u from the threshold; see tbnn/surrogate.py for the codes of the shapes that have one."""
     if SHAPE == 1:
         return arctan(1.5707963267948966 * p * u) * 0.3183098861837907 + 0.5
     elif SHAPE == 2:
@@ -52,7 +52,7 @@ def soft_of(u, p, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def slope_of(u, p, SHAPE: tl.constexpr):
+def slope_of(u, p, extra, SHAPE: tl.constexpr):
     """The surrogate's derivative at u."""
     if SHAPE == 1:
         c = 1.5707963267948966 * p * u
@@ -65,8 +65,17 @@ def slope_of(u, p, SHAPE: tl.constexpr):
         return p * e / ((1.0 + e) * (1.0 + e))
     elif SHAPE == 4:
         return tl.maximum(0.0, 1.0 - tl.abs(u) / p)
-    else:
+    elif SHAPE == 5:
         return tl.where(tl.abs(u) <= 0.5 * p, 1.0 / p, 0.0)
+    elif SHAPE == 6:
+        return tl.where(u > 0, 1.0, p)
+    elif SHAPE == 7:
+        return tl.where(u >= 0, -p, p)
+    elif SHAPE == 8:
+        return extra * tl.exp(-p * tl.abs(u - 1.0))
+    else:
+        d = 1.0 + p * tl.abs(u)
+        return tl.where(u > extra, 1.0 / (d * d), 0.0)
 
 
 @triton.jit
@@ -151,13 +160,13 @@ def advance(
 
 @triton.jit
 def target_of(
-    v, w, trace, w_trace, fired, beta, threshold, trace_gain, rho, from_v, from_spike, to_v, share, p, area, floor, ceiling,
+    v, w, trace, w_trace, fired, beta, threshold, trace_gain, rho, from_v, from_spike, to_v, share, p, extra, floor, ceiling,
     KIND: tl.constexpr, SHAPE: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
     """The pair (x, q) that the DDT reconciles and w = dx/dlevel, from the states after a step and its spikes."""
     if KIND == SOFT:
         u = level_of(v, w, share, SECOND) - threshold
-        return soft_of(u, p, SHAPE), fired, slope_of(u, p, SHAPE) / area
+        return soft_of(u, p, SHAPE), fired, slope_of(u, p, extra, SHAPE) / extra
     else:
         held = beta * (trace - v) + threshold * fired
         if SECOND:
@@ -254,7 +263,7 @@ def scan(
 @triton.jit
 def target_sums(
     coefficients, states, traces, spikes, grad, grad_t, grad_b, lengths, out, steps, batch, features, span, chunk, chunks,
-    p, area, floor, ceiling,
+    p, extra, floor, ceiling,
     KIND: tl.constexpr, SHAPE: tl.constexpr, SECOND: tl.constexpr, GATED: tl.constexpr, RAGGED: tl.constexpr,
     WITH_GRAD: tl.constexpr, BB: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
@@ -291,7 +300,7 @@ def target_sums(
             fired = tl.where(level_of(v, w, share, SECOND) > threshold, 1.0, 0.0)
         x, q, _slope = target_of(
             v, w, trace, w_trace, fired, beta, threshold, trace_gain, rho, from_v, from_spike, to_v, share,
-            p, area, floor, ceiling, KIND, SHAPE, SECOND,
+            p, extra, floor, ceiling, KIND, SHAPE, SECOND,
         )  # fmt: skip
         x, q = tl.where(alive, x, 0.0), tl.where(alive, q, 0.0)
         sum_x, sum_q, sum_qq, sum_xq = sum_x + x, sum_q + q, sum_qq + q * q, sum_xq + x * q

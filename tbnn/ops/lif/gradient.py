@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from tbnn.ops.ddt import check_ridge
-from tbnn.surrogate import Surrogate, atan
+from tbnn.surrogate import Bare, Surrogate, atan
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -18,7 +18,7 @@ class SpikeGradient:
 
     Attributes:
         gradient: "ddt" (ridge-denoised) or "surrogate" (``surrogate.derivative`` alone).
-        surrogate: the shape; its integral is the soft spike.
+        surrogate: the shape; its integral is the soft spike, which ``tbnn.surrogate.Bare`` ones lack: not for "ddt" of "soft".
         target: what the spike is a noisy copy of: "soft" (the soft spike f(v − θ)) or "trace" (the leaky trace of the
             input, of which the spike train of a neuron that resets by subtraction is a sigma-delta code).
         emit: "bits" (the spike leaves) or "denoised" (its reconstruction a·q + b leaves; soft target only).
@@ -53,6 +53,11 @@ class SpikeGradient:
             raise ValueError(f"scale: expected a finite number > 0, got {self.scale}")
         if not (math.isfinite(self.floor) and self.floor <= 0):
             raise ValueError(f"floor: expected a finite number <= 0, got {self.floor}")
+        if self.gradient == "ddt" and self.target == "soft" and isinstance(self.surrogate, Bare):
+            raise ValueError(
+                f"surrogate: gradient='ddt' with target='soft' expected one with a soft spike, got {self.surrogate}; "
+                "it needs gradient='surrogate'"
+            )
         if self.emit == "denoised" and (self.gradient != "ddt" or self.target != "soft"):
             raise ValueError(
                 "emit='denoised' needs gradient='ddt' and target='soft', "

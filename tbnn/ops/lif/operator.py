@@ -14,12 +14,12 @@ from tbnn.ops.lif.cell import Rule
 from tbnn.ops.lif.fused import Passed, Saved, Settings, backward_pass, forward, needs_sums, reads_current
 from tbnn.ops.lif.gradient import SpikeGradient
 from tbnn.ops.lif.rows import TILE
-from tbnn.surrogate import ATan, Boxcar, FastSigmoid, Sigmoid, Triangular
+from tbnn.surrogate import SHAPES
 
-_SURROGATES = {kind.code: kind for kind in (ATan, FastSigmoid, Sigmoid, Triangular, Boxcar)}
+_SURROGATES = {kind.code: kind for kind in SHAPES}
 _SETTINGS = (
     "Tensor? lengths, Tensor? spikes_before, Tensor? slope, Tensor? offset, str reset, int refractory, int? winners, "
-    "str gradient, int shape, float parameter, str target, str emit, str stats, bool per_channel, bool differentiate_stats, "
+    "str gradient, int shape, float[] numbers, str target, str emit, str stats, bool per_channel, bool differentiate_stats, "
     "float lam, float scale, float floor, int channels, bool joined, bool[] learn, bool differentiates"
 )
 _PASSED = "Tensor out, Tensor last, Tensor trace_last, Tensor last_spikes, Tensor waiting_after, Tensor moments"
@@ -66,14 +66,14 @@ def _apart(settings: Settings) -> tuple[Any, ...]:
     rule, g, (slope, offset) = settings.rule, settings.gradient, settings.affine or (None, None)
     return (
         settings.lengths, settings.spikes, slope, offset, rule.reset, rule.refractory, rule.winners,
-        g.gradient, g.surrogate.code, g.surrogate.parameter, g.target, g.emit, g.stats, g.per_channel, g.differentiate_stats,
+        g.gradient, g.surrogate.code, g.surrogate.numbers, g.target, g.emit, g.stats, g.per_channel, g.differentiate_stats,
         g.lam, g.scale, g.floor, settings.channels, settings.joined, settings.learn, settings.differentiates,
     )  # fmt: skip
 
 
 def _together(waiting: Tensor | None, *parts: Any) -> Settings:
     """The inverse of :func:`_apart`."""
-    lengths, spikes, slope, offset, reset, refractory, winners, gradient, shape, parameter, *rest = parts
+    lengths, spikes, slope, offset, reset, refractory, winners, gradient, shape, numbers, *rest = parts
     (
         target,
         emit,
@@ -90,7 +90,7 @@ def _together(waiting: Tensor | None, *parts: Any) -> Settings:
     ) = rest
     estimator = SpikeGradient(
         gradient,
-        _SURROGATES[shape](parameter),
+        _SURROGATES[shape](*numbers),
         target,
         emit,
         stats,

@@ -9,6 +9,7 @@ from torch import Tensor
 from tbnn.ops.lif.cell import Cell, Rule, advance, effective, spikes_of, trace_gain
 from tbnn.ops.lif.gradient import SpikeGradient
 from tbnn.ops.lif.state import LifState
+from tbnn.surrogate import Bare
 
 
 class LifResult(NamedTuple):
@@ -113,7 +114,8 @@ def emit(
     alive = None if statistics.alive is None else statistics.alive.to(bits.dtype).unsqueeze(2)
     moments = None
     if gradient.gradient == "surrogate":
-        f = gradient.surrogate.soft(u) * gradient.surrogate.area
+        shape = gradient.surrogate
+        f = shape(u) if isinstance(shape, Bare) else shape.soft(u) * shape.area
         out = bits + gradient.scale * (f - f.detach())
     else:
         x, value = (gradient.surrogate.soft(u), bits) if pair is None else pair

@@ -37,19 +37,19 @@ class Estimator(NamedTuple):
     kind: int
     """SURROGATE, SOFT, TRACE, or INTEGRATE: the gradient of v itself."""
     shape: int = 0
-    """``Surrogate.code``, and its parameter and area."""
+    """``Surrogate.code``, and its parameter and ``extra``."""
     parameter: float = 1.0
-    area: float = 1.0
+    extra: float = 1.0
     floor: float = 0.0
     """Clip of the trace target, with ``ceiling``."""
     ceiling: float = 1.0
 
 
 @device_function
-def slope_row(level, threshold, shape, p, w):  # pyright: ignore
+def slope_row(level, threshold, shape, p, extra, w):  # pyright: ignore
     """w = the surrogate's derivative at level − θ."""
     one, half, zero = level.dtype.type(1), level.dtype.type(0.5), level.dtype.type(0)
-    width = level.dtype.type(p)
+    width, more = level.dtype.type(p), level.dtype.type(extra)
     if shape == 1:
         c = level.dtype.type(math.pi / 2 * p)
         for f in range(w.size):
@@ -70,14 +70,31 @@ def slope_row(level, threshold, shape, p, w):  # pyright: ignore
     elif shape == 4:
         for f in range(w.size):
             w[f] = max(zero, one - abs(level[f] - threshold[f]) / width)
-    else:
+    elif shape == 5:
         for f in range(w.size):
             w[f] = one / width if abs(level[f] - threshold[f]) <= half * width else zero
+    elif shape == 6:
+        for f in range(w.size):
+            w[f] = one if level[f] > threshold[f] else width
+    elif shape == 7:
+        for f in range(w.size):
+            w[f] = -width if level[f] >= threshold[f] else width
+    elif shape == 8 and w.itemsize == DOUBLE:
+        for f in range(w.size):
+            w[f] = more * np.exp(-width * abs(level[f] - threshold[f] - one))
+    elif shape == 8:
+        for f in range(w.size):
+            w[f] = more * exp_single(np.float32(-width * abs(level[f] - threshold[f] - one)))
+    else:
+        for f in range(w.size):
+            u = level[f] - threshold[f]
+            d = one + width * abs(u)
+            w[f] = one / (d * d) if u > more else zero
 
 
 @device_function
 def soft_row(level, threshold, shape, p, x):  # pyright: ignore
-    """x = the soft spike at level − θ."""
+    """x = the soft spike at level − θ, of the shapes that have one."""
     one, half, zero = level.dtype.type(1), level.dtype.type(0.5), level.dtype.type(0)
     width, inverse_pi = level.dtype.type(p), level.dtype.type(1 / math.pi)
     c = level.dtype.type(math.pi / 2 * p)
@@ -168,8 +185,8 @@ def x_rows(estimator, level, threshold, gain, x, w):  # pyright: ignore
     """x, and w = dx/dlevel, from the driven level."""
     x_row(estimator, level, threshold, gain, x)
     if estimator.kind == SOFT:
-        slope_row(level, threshold, estimator.shape, estimator.parameter, w)
-        normal = level.dtype.type(1 / estimator.area)
+        slope_row(level, threshold, estimator.shape, estimator.parameter, estimator.extra, w)
+        normal = level.dtype.type(1 / estimator.extra)
         for f in range(w.size):
             w[f] *= normal
     else:

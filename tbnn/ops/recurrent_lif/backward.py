@@ -167,7 +167,7 @@ def prepare_row(estimator, layer, real, driven, spikes, grad, t, b, buffer, x, q
     if coefficients.shape[0] > WITHOUT_SECOND:
         level = level_row(driven, coefficients, t, b, 0, n, buffer)
     if estimator.kind == SURROGATE:
-        slope_row(level, threshold, estimator.shape, estimator.parameter, slope)
+        slope_row(level, threshold, estimator.shape, estimator.parameter, estimator.extra, slope)
         return
     # The derivative's row is free until x_rows fills it.
     q_row(

@@ -208,7 +208,7 @@ class _WayBack:
         gradient = settings.gradient
         self.shape = (
             gradient.surrogate.parameter,
-            gradient.surrogate.area,
+            gradient.surrogate.extra,
             gradient.floor,
             1 / (1 + settings.rule.refractory),
         )
@@ -236,7 +236,7 @@ class _WayBack:
                 surrogate_back, tiling.programs,
                 saved.coefficients, saved.states, saved.words, _flat(self.settings.spikes), saved.current, self.carry,
                 self.totals, self.dcurrent, *given, last, min(tiling.steps, last + 1), *self._sizes(tiling),
-                gradient.scale, self.shape[0], **self.options, **self.neuron, **flags, **tiling.options,
+                gradient.scale, *self.shape[:2], **self.options, **self.neuron, **flags, **tiling.options,
             )  # fmt: skip
 
     def _by_ridge(self, given: tuple[Any, ...], flags: dict[str, bool]) -> None:

@@ -110,7 +110,7 @@ def add_total(totals, row: tl.constexpr, lane, layer, inside, value):
 @triton.jit
 def adjoint(
     coefficients, states, traces, words, spikes_start, current, carry, totals, dcurrent, g, k0, kg, kx, kq,
-    length, t, b, f, steps, batch, features, wide, delay, p, area, floor, ceiling,
+    length, t, b, f, steps, batch, features, wide, delay, p, extra, floor, ceiling,
     KIND: tl.constexpr, SHAPE: tl.constexpr, RESET: tl.constexpr, SECOND: tl.constexpr, GATED: tl.constexpr,
     RAGGED: tl.constexpr, LEARN: tl.constexpr,
 ):  # fmt: skip
@@ -132,7 +132,7 @@ def adjoint(
     )  # fmt: skip
     kept, w_kept, w_now, level = v_before, w_before, w, level_of(v, w, share, SECOND)
     if KIND == SURROGATE:
-        du = kg * g * slope_of(level - threshold, p, SHAPE)
+        du = kg * g * slope_of(level - threshold, p, extra, SHAPE)
     else:
         trace, w_trace = v, w
         if KIND == TRACE:
@@ -141,7 +141,7 @@ def adjoint(
             w_now, level = w_trace, level_of(trace, w_trace, share, SECOND)
         x, q, slope = target_of(
             v, w, trace, w_trace, fired, beta, threshold, trace_gain, rho, from_v, from_spike, to_v, share,
-            p, area, floor, ceiling, KIND, SHAPE, SECOND,
+            p, extra, floor, ceiling, KIND, SHAPE, SECOND,
         )  # fmt: skip
         du = slope * (k0 + kg * g + kx * x + kq * q)
     live = inside
@@ -200,7 +200,7 @@ def length_of(lengths, b, steps, batch, RAGGED: tl.constexpr, BM: tl.constexpr):
 @triton.jit(do_not_specialize=["last", "count"])
 def surrogate_back(
     coefficients, states, words, spikes_start, current, carry, totals, dcurrent, values, scale, offset,
-    grad, grad_t, grad_b, dafter, lengths, last, count, steps, batch, features, wide, span, delay, kg, p,
+    grad, grad_t, grad_b, dafter, lengths, last, count, steps, batch, features, wide, span, delay, kg, p, extra,
     SHAPE: tl.constexpr, RESET: tl.constexpr, SECOND: tl.constexpr, GATED: tl.constexpr, RAGGED: tl.constexpr,
     LEARN: tl.constexpr, OFFSET: tl.constexpr, HAS_AFTER: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -217,7 +217,7 @@ def surrogate_back(
             )  # fmt: skip
             adjoint(
                 coefficients, states, states, words, spikes_start, current, carry, totals, dcurrent, g, 0.0, kg, 0.0, 0.0,
-                length, t, b, f, steps, batch, features, wide, delay, p, 1.0, 0.0, 0.0,
+                length, t, b, f, steps, batch, features, wide, delay, p, extra, 0.0, 0.0,
                 SURROGATE, SHAPE, RESET, SECOND, GATED, RAGGED, LEARN,
             )  # fmt: skip
         tl.debug_barrier()  # the step before reads what every warp of this one wrote
@@ -226,7 +226,7 @@ def surrogate_back(
 @triton.jit(do_not_specialize=["t"])
 def gradient_sums(
     coefficients, states, traces, words, dcurrent, values, scale, offset, grad, grad_t, grad_b, dafter, lengths, left, sums,
-    t, steps, batch, features, wide, span, delay, p, area, floor, ceiling,
+    t, steps, batch, features, wide, span, delay, p, extra, floor, ceiling,
     KIND: tl.constexpr, SHAPE: tl.constexpr, SECOND: tl.constexpr, GATED: tl.constexpr, RAGGED: tl.constexpr,
     OFFSET: tl.constexpr, HAS_AFTER: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -255,7 +255,7 @@ def gradient_sums(
         fired = tl.where(level_of(v, w, share, SECOND) > threshold, 1.0, tl.zeros((BM, BN), tl.float32))
     _x, q, _slope = target_of(
         v, w, trace, w_trace, fired, beta, threshold, trace_gain, rho, from_v, from_spike, to_v, share,
-        p, area, floor, ceiling, KIND, SHAPE, SECOND,
+        p, extra, floor, ceiling, KIND, SHAPE, SECOND,
     )  # fmt: skip
     live = inside & (length > t)
     g, gq = tl.where(live, g, 0.0), tl.where(live, g * q, 0.0)
@@ -273,7 +273,7 @@ def sum_of(parts, count, PARTS: tl.constexpr):
 @triton.jit(do_not_specialize=["t"])
 def ridge_back(
     coefficients, states, traces, words, spikes_start, current, carry, totals, dcurrent, left, sums, ridges, lengths,
-    t, steps, batch, features, wide, span, delay, p, area, floor, ceiling,
+    t, steps, batch, features, wide, span, delay, p, extra, floor, ceiling,
     KIND: tl.constexpr, SHAPE: tl.constexpr, RESET: tl.constexpr, SECOND: tl.constexpr, GATED: tl.constexpr,
     RAGGED: tl.constexpr, LEARN: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -296,5 +296,5 @@ def ridge_back(
         coefficients, states, traces, words, spikes_start, current, carry, totals, dcurrent, g,
         k0.to(tl.float32), kg.to(tl.float32), kx.to(tl.float32), kq.to(tl.float32),
         length_of(lengths, b, steps, batch, RAGGED, BM), t, b, f, steps, batch, features, wide, delay,
-        p, area, floor, ceiling, KIND, SHAPE, RESET, SECOND, GATED, RAGGED, LEARN,
+        p, extra, floor, ceiling, KIND, SHAPE, RESET, SECOND, GATED, RAGGED, LEARN,
     )  # fmt: skip

@@ -35,7 +35,7 @@ class Walk:
         kind = target.SURROGATE
         if gradient.gradient == "ddt":
             kind = target.TRACE if gradient.uses_trace else target.SOFT
-        numbers = surrogate.parameter, surrogate.area, gradient.floor, 1 / (1 + rule.refractory)
+        numbers = surrogate.parameter, surrogate.extra, gradient.floor, 1 / (1 + rule.refractory)
         # floats all: an int among them would be a kernel of its own.
         self.estimator = target.Estimator(kind, surrogate.code, *(float(number) for number in numbers))
         self.none = np.empty((1, 0, self.batch, self.features), self.dtype)
