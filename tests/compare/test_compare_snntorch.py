@@ -97,9 +97,20 @@ def test_the_curve_of_a_plain_script(surrogate: str, cache: Path) -> None:
     assert row["losses"][1] < row["losses"][0]
 
 
-@pytest.mark.parametrize(("surrogate", "width"), [("atan", None), ("fast_sigmoid", None), ("sigmoid", 5.0)])
-@pytest.mark.parametrize("weights", ["ste", "float"])
-@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize(
+    ("surrogate", "width"),
+    [
+        ("atan", None),
+        ("fast_sigmoid", None),
+        ("sigmoid", 5.0),
+        ("straight_through_estimator", None),
+        ("heaviside", None),
+        ("signed", None),
+        ("spike_rate_escape", None),
+        ("sparse_fast_sigmoid", None),
+    ],
+)
+@pytest.mark.parametrize(("weights", "scale"), [("ste", 0.25), ("float", 1.0)])
 def test_both_libraries_give_the_same_gradients(
     surrogate: str, width: float | None, weights: str, scale: float, cache: Path
 ) -> None:
@@ -119,7 +130,9 @@ def test_both_libraries_give_the_same_gradients(
         gradients.append({p.shape: p.grad for p in model.parameters() if p.grad is not None and p.ndim == 2})
     assert gradients[0].keys() == gradients[1].keys()
     for shape, grad in gradients[0].items():
-        assert grad.abs().max() > 0
+        assert (
+            surrogate == "sparse_fast_sigmoid" or grad.abs().max() > 0
+        )  # which asks for membranes at twice the threshold
         assert torch.allclose(grad, gradients[1][shape], rtol=1e-3, atol=1e-5 * grad.abs().max().item()), shape
 
 
@@ -135,6 +148,12 @@ def test_both_libraries_learn_alike(cache: Path) -> None:
     rows = [run_job(job(EstimatorConfig("fast_sigmoid", library=library), cache)) for library in ("tbnn", "snntorch")]
     assert rows[0]["initial"] == rows[1]["initial"]
     assert rows[0]["losses"] == pytest.approx(rows[1]["losses"], rel=0.02)
+
+
+def test_the_random_surrogate_runs_in_snntorch(cache: Path) -> None:
+    row = run_job(job(EstimatorConfig("sso", library="snntorch"), cache))
+    assert row["diverged"] is None
+    assert row["grad_norm"]["median"] > 0
 
 
 def test_a_scale_changes_the_gradient_alone() -> None:
