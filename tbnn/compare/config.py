@@ -22,9 +22,12 @@ SPIKES: dict[str, dict[str, Any]] = {
 }
 """Ridge-denoised gradients of spikes by name; every other name is a bare surrogate's (``model.surrogate``)."""
 
+RANDOM = "sso"
+"""snntorch's stochastic spike operator, whose random numbers only snntorch draws."""
+
 WEIGHTS: dict[str, dict[str, Any]] = {
     "float": {"model.weights": "float"},
-    **{name: {"model.estimator": name} for name in ("ste", "ewgs", "reste", "ddt")},
+    **{name: {"model.estimator": name} for name in ("ste", "ewgs", "reste", "pege", "qgait", "ddt")},
     **{
         f"{name}_{form}": {"model.estimator": name, "model.form": form}
         for name in ("ste", "ddt")
@@ -51,14 +54,15 @@ class EstimatorConfig:
 
     Attributes:
         spikes: "soft", "trace" (DDT, see ``tbnn.nn.Leaky``), "soft_slope", "trace_slope" (the ridge's slope alone),
-            "denoised" (reconstructed values leave), or a bare surrogate: "atan", "fast_sigmoid" and so on.
-        weights: "ste", "ewgs", "reste", "ddt", or "float"; "ste_linear", "ddt_affine" and so on fix the form.
+            "denoised" (reconstructed values leave), or a bare surrogate: "atan", "fast_sigmoid" and so on, all of snntorch's
+            ("signed" is its triangular, "sparse_fast_sigmoid" its SFS); "sso" in its own library only.
+        weights: "ste", "ewgs", "reste", "pege", "qgait", "ddt", or "float"; "ste_linear", "ddt_affine" and so on fix the form.
         library: "tbnn", or "snntorch": the same network of snntorch's neurons in a loop over time (a bare surrogate only).
         search: which of ``tuning.search`` it tunes, all of them if not given; the number of trials is the same for all.
         trials: may repeat ``tuning.trials``; another number is refused.
         settings: further settings of the gradient, ``model.scale: 4`` say.
-        control: "none", or "readout_only": hidden layers stay as drawn, only the readout learns, which is also what a
-            surrogate of zero does (Zenke & Vogels 2021).
+        control: "none", or of :func:`tbnn.compare.mechanism.control`: "readout", only the readout learns; "zero", no
+            gradient passes a spike. A constant surrogate is ``spikes: straight_through_estimator``.
         group: under which heading it counts; found from the rest if not given.
     """
 
@@ -68,14 +72,15 @@ class EstimatorConfig:
     search: list[str] | None = None
     trials: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    control: Literal["none", "readout_only"] = "none"
+    control: Literal["none", "readout", "zero"] = "none"
     group: Literal["surrogate", "ddt", "float", "control", "other"] | None = None
 
     def __post_init__(self) -> None:
         from tbnn.train.config import SURROGATES
 
-        if self.spikes not in SPIKES and self.spikes not in SURROGATES:
-            raise ValueError(f"spikes: expected one of {_names(SPIKES, SURROGATES)}, got {self.spikes!r}")
+        known = (SPIKES, SURROGATES, [RANDOM] if self.library == "snntorch" else [])
+        if not any(self.spikes in names for names in known):
+            raise ValueError(f"spikes: expected one of {_names(*known)}, got {self.spikes!r}")
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights: expected one of {_names(WEIGHTS)}, got {self.weights!r}")
         if self.library == "snntorch" and self.spikes in SPIKES:
@@ -90,8 +95,8 @@ class EstimatorConfig:
     @property
     def model(self) -> dict[str, Any]:
         """Its settings, dotted, the explicit ones last."""
-        spikes = SPIKES.get(self.spikes) or {"model.gradient": "surrogate", "model.surrogate": self.spikes}
-        return {**spikes, **WEIGHTS[self.weights], **self.settings}
+        bare = {"model.gradient": "surrogate"} | ({} if self.spikes == RANDOM else {"model.surrogate": self.spikes})
+        return {**SPIKES.get(self.spikes, bare), **WEIGHTS[self.weights], **self.settings}
 
     @property
     def heading(self) -> str:
@@ -178,7 +183,9 @@ class CompareConfig:
             accuracy in each task.
         margin: differences of accuracy within it count as equal.
         converged: a run converged if it came this part of the way from chance to the best estimator's mean.
-        mechanism: also measure gradients by layer, flips of weights and reconstruction errors.
+        mechanism: in final runs also measure gradients by layer and time, flips of weights and reconstruction errors.
+        smoothed: with ``mechanism``, pairs of samples of the smoothed gradient that each estimator's is compared with at the
+            start and at the end (a few thousand weights take a few thousand pairs); 0 for none.
         quick: a rehearsal: one trial, two seeds, a few batches; figures mean nothing.
         output: the folder of runs and results; a comparison that was stopped goes on there.
         stale: finished runs of other code: "refuse" to mix, "keep" them marked as such, or "repeat" them.
@@ -204,6 +211,7 @@ class CompareConfig:
     margin: float = 0.02
     converged: float = 0.5
     mechanism: bool = False
+    smoothed: int = 0
     quick: bool = False
     output: str = "runs/compare"
     stale: Literal["refuse", "keep", "repeat"] = "refuse"
@@ -222,6 +230,8 @@ class CompareConfig:
             raise ValueError(f"reference: expected one of {_names(self.estimators)}, got {self.reference!r}")
         if not 0 < self.converged < 1 or not 0 <= self.margin < 1:
             raise ValueError(f"converged, margin: expected shares in (0, 1), got {self.converged}, {self.margin}")
+        if self.smoothed < 0 or self.smoothed % 2 or (self.smoothed and not self.mechanism):
+            raise ValueError(f"smoothed: expected an even number >= 0, with mechanism true, got {self.smoothed}")
         if self.processes < 0:
             raise ValueError(f"processes: expected a number >= 0, got {self.processes}")
         for name, estimator in self.estimators.items():

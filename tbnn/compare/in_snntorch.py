@@ -17,6 +17,12 @@ SURROGATES = {  # ours: snntorch's, and what it calls the parameter
     "atan": ("atan", "alpha"),
     "fast_sigmoid": ("fast_sigmoid", "slope"),
     "sigmoid": ("sigmoid", "slope"),
+    "straight_through_estimator": ("straight_through_estimator", ""),
+    "heaviside": ("heaviside", ""),
+    "signed": ("triangular", "threshold"),
+    "spike_rate_escape": ("spike_rate_escape", "beta"),
+    "sparse_fast_sigmoid": ("SFS", "slope"),
+    "sso": ("SSO", "variance"),
 }
 
 

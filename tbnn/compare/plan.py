@@ -16,7 +16,15 @@ from tbnn.train.parse import Parser, add_arguments, configured
 Settings = dict[str, Any]
 """Dotted: ``{"model.scale": 4}``."""
 
-NOT_MEASURED = ("report", "sim", "cli.py", "compare/statistics.py", "compare/figures.py", "compare/tables.py")
+NOT_MEASURED = (
+    "report",
+    "sim",
+    "cli.py",
+    "compare/statistics",
+    "compare/fig",
+    "compare/tables.py",
+    "compare/progress.py",
+)
 """Parts of tbnn that no figure of a run depends on."""
 
 
@@ -34,6 +42,7 @@ class Job:
     train: TrainConfig
     how: EstimatorConfig
     mechanism: bool
+    smoothed: int
     quick: bool
 
     @property
@@ -42,7 +51,7 @@ class Job:
         train = asdict(self.train)
         train["data"] = {**train["data"], "source": None, "cache": None}
         train = {part: train[part] for part in ("data", "model", "optim", "seed")}
-        how = (self.how.library, self.how.control, self.phase, self.mechanism, self.quick)
+        how = (self.how.library, self.how.control, self.phase, self.mechanism, self.smoothed, self.quick)
         return hashlib.sha256(json.dumps([train, how], sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -122,7 +131,7 @@ def _job(
         train = replace(train, optim=replace(train.optim, epochs=1))
     train = replace(train, seed=seed)
     mechanism = config.mechanism and phase == "final"
-    return Job(task, estimator, phase, number, point, train, how, mechanism, config.quick)
+    return Job(task, estimator, phase, number, point, train, how, mechanism, config.smoothed, config.quick)
 
 
 def chosen_of(results: list[Mapping[str, Any]]) -> Settings:

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from tbnn.compare.in_snntorch import InSnntorch, spike_grad
+from tbnn.compare.mechanism import control
+from tbnn.compare.observer import Observer
 from tbnn.compare.plan import Job, fingerprint
 from tbnn.data import AugmentedFrames, PackedFrames, StoreInfo
-from tbnn.nn import Network, calibrate
-from tbnn.nn.recurrent import Recurrent
+from tbnn.nn import Network, calibrate, progress
 from tbnn.train.batches import EpochOrder, evaluation_loader, packed_file, train_loader
 from tbnn.train.build import build_network
 from tbnn.train.config import ModelConfig
@@ -24,6 +25,7 @@ from tbnn.train.evaluate import Evaluation, evaluate
 from tbnn.train.step import Diverged, backpropagate, check_finite, optimizer_of, schedule_of
 
 QUICK_BATCHES = 3
+OBSERVED = 64  # validation recordings on which a mechanism is measured
 SPLITS = {"tuning": ("validation",), "final": ("validation", "test")}
 
 
@@ -63,12 +65,16 @@ def run_job(job: Job) -> dict[str, Any]:
         words, _ = next(iter(train_loader(frames, order, config.optim.batch_size)))
         calibrate(network, words, rate=config.optim.calibrate)
     model: nn.Module = network
-    if job.how.control == "readout_only":
-        _readout_only(network)
+    if job.how.control != "none":
+        control(network, job.how.control)
     if job.how.library == "snntorch":
-        scaled = spike_grad(config.model.surrogate, config.model.surrogate_width, config.model.scale)
+        scaled = spike_grad(job.how.spikes, config.model.surrogate_width, config.model.scale)
         model = InSnntorch(network, frames.info.bits, scaled)
-    history = _train(model, loader, order, varied, job)
+    observer = None
+    if job.mechanism and model is network:
+        words, labels = next(iter(evaluation_loader(PackedFrames(packed, "validation"))))
+        observer = Observer(network, words[:, :OBSERVED], labels[:OBSERVED], config.optim, job.smoothed)
+    history = _train(model, loader, order, varied, job, observer)
     row = {
         "task": job.task,
         "estimator": job.estimator,
@@ -82,6 +88,8 @@ def run_job(job: Job) -> dict[str, Any]:
         "initial": initial,
         "code": fingerprint(),
     }
+    if observer is not None:
+        row["mechanism"] = observer.report()
     for split in SPLITS[job.phase]:
         result = _evaluate(model, PackedFrames(packed, split), job)
         row |= {f"{split}_accuracy": result.accuracy, f"{split}_loss": _number(result.loss)}
@@ -103,7 +111,9 @@ def _drawn(model: ModelConfig, info: StoreInfo) -> Network:
     return plain
 
 
-def _train(model: nn.Module, loader: Any, order: EpochOrder, varied: AugmentedFrames, job: Job) -> History:
+def _train(
+    model: nn.Module, loader: Any, order: EpochOrder, varied: AugmentedFrames, job: Job, observer: Observer | None
+) -> History:
     """Train for the epochs of the configuration, or until a number is not finite."""
     optim, history = job.train.optim, History()
     optimizer = optimizer_of(model, optim)
@@ -111,6 +121,7 @@ def _train(model: nn.Module, loader: Any, order: EpochOrder, varied: AugmentedFr
     model.train()
     for epoch in range(1, optim.epochs + 1):
         order.epoch = varied.epoch = epoch
+        progress(model, (epoch - 1) / max(optim.epochs - 1, 1))
         losses, seen = 0.0, 0
         for words, labels in _few(loader, job.quick):
             optimizer.zero_grad()
@@ -121,11 +132,15 @@ def _train(model: nn.Module, loader: Any, order: EpochOrder, varied: AugmentedFr
             except Diverged:
                 history.diverged = len(history.norms) + 1
                 return history
+            if observer is not None:
+                observer.step()
             optimizer.step()
             schedule.step()
             history.norms.append(norm)
             losses, seen = losses + loss * len(labels), seen + len(labels)
         history.losses.append(losses / seen)
+        if observer is not None:
+            observer.epoch()
     return history
 
 
@@ -136,15 +151,6 @@ def _evaluate(model: nn.Module, frames: PackedFrames, job: Job) -> Evaluation:
 
 def _few(batches: Iterable[Any], quick: bool) -> Iterable[Any]:
     return itertools.islice(batches, QUICK_BATCHES) if quick else batches
-
-
-def _readout_only(network: Network) -> None:
-    """Freeze all layers but the last one with weights."""
-    weighted = [
-        layer for layer in network.layers if isinstance(layer, Recurrent) or any(True for _ in layer.parameters())
-    ]
-    for layer in weighted[:-1]:
-        layer.requires_grad_(False)
 
 
 def _digest(network: nn.Module) -> str:

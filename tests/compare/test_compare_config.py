@@ -34,6 +34,8 @@ def config(**options: Any) -> CompareConfig:
         (lambda: EstimatorConfig("atan", settings={"data.dataset": "digits"}), "data.dataset belongs to the task"),
         (lambda: EstimatorConfig("cosine"), "spikes: expected one of .*atan.*got 'cosine'"),
         (lambda: EstimatorConfig("atan", "best"), "weights: expected one of .*ste.*got 'best'"),
+        (lambda: EstimatorConfig("sso"), "spikes: expected one of .*got 'sso'"),
+        (lambda: config(smoothed=100), "smoothed: expected an even number >= 0, with mechanism true, got 100"),
         (lambda: EstimatorConfig("trace", library="snntorch"), "snntorch's neurons take a bare surrogate"),
         (lambda: Space(), "expected either values or low and high"),
         (lambda: Space(values=[1], low=1, high=2), "expected either values or low and high"),
@@ -122,7 +124,7 @@ def test_every_estimator_is_settings_of_the_gradient(spikes: str, weights: str) 
         (EstimatorConfig("trace", "ste"), "ddt"),
         (EstimatorConfig("atan", "ewgs"), "other"),
         (EstimatorConfig("trace", "float"), "float"),
-        (EstimatorConfig("atan", control="readout_only"), "control"),
+        (EstimatorConfig("atan", control="readout"), "control"),
         (EstimatorConfig("atan", group="other"), "other"),
     ],
 )

@@ -169,7 +169,7 @@ def test_only_the_readout_learns_in_the_control(config: CompareConfig, monkeypat
         return history
 
     monkeypatch.setattr(trial, "_train", spy)
-    control = {"c": EstimatorConfig("atan", control="readout_only")}
+    control = {"c": EstimatorConfig("atan", control="readout")}
     trial.run_job(final_jobs(replace(config, estimators=control), "base", "c", {})[0])
     assert {n: bool(moved) for n, moved in trained[0].items()} == {
         "layers.0.weight": False, "layers.0.bias": False, "layers.2.weight": True, "layers.2.bias": True
@@ -211,3 +211,17 @@ def test_a_store_gives_a_row_its_present_names(config: CompareConfig, tmp_path: 
     renamed = replace(job, task="another", estimator="name")
     assert store.read(renamed) == {"task": "another", "estimator": "name", "code": "old"}
     assert store.read(replace(job, mechanism=True)) is None
+
+
+def test_the_mechanism_of_a_run(config: CompareConfig) -> None:
+    watched = replace(config, mechanism=True, smoothed=4)
+    plain, seen = (trial.run_job(final_jobs(c, "base", "trace", {})[0]) for c in (config, watched))
+    assert seen["losses"] == plain["losses"]  # who watches changes nothing
+    assert seen["test_loss"] == plain["test_loss"]
+    found = seen["mechanism"]
+    assert found["layer_norms"].keys() == {"layers.0", "layers.2"}
+    assert len(found["flips"]) == 1
+    assert 0 < found["end"]["rates"]["layers.1"] < 1
+    assert len(found["start"]["over_time"]["layers.1"]) == 32
+    assert -1 <= found["end"]["cosine"]["all"] <= 1
+    json.dumps(found, allow_nan=False)
