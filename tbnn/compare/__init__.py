@@ -28,7 +28,7 @@ def compare(config: CompareConfig, *, command: str = "", quiet: bool = False) ->
     from tbnn.train.batches import packed_file
 
     if config.quick:
-        config = replace(config, output=f"{config.output.rstrip('/')}-quick")
+        config = replace(config, output=f"{config.output.rstrip('/')}-quick", results=None)
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: expected a folder, got the file {folder}")
@@ -39,7 +39,7 @@ def compare(config: CompareConfig, *, command: str = "", quiet: bool = False) ->
             raise ValueError(f"task {name!r}: {error}") from None
     start = time.monotonic()
     schedule = Schedule(config, Store(folder / "runs", config.stale))
-    path = folder / "results.json"
+    path = Path(config.results or folder / "results.json")
 
     def save() -> None:
         write_results(path, gather(config, schedule, command, time.monotonic() - start))

@@ -143,14 +143,14 @@ class TuningConfig:
         trials: settings tried, the same points for all estimators; 0 takes the settings as they are.
         search: by setting, where trials are drawn from.
         split: what the best trial is chosen on; "validation" is the only one accepted.
-        on: "each" task by itself, or the name of one task whose choice holds for all.
+        task: "each" by itself, or the name of one task whose choice holds for all.
         seed: of the trials' runs and of the points; no final run has it.
     """
 
     trials: int = 8
     search: dict[str, Space] = field(default_factory=lambda: {"optim.learning_rate": Space(low=5e-4, high=3e-2)})
     split: str = "validation"
-    on: str = "each"
+    task: str = "each"
     seed: int = 1000
 
     def __post_init__(self) -> None:
@@ -188,6 +188,7 @@ class CompareConfig:
             start and at the end (a few thousand weights take a few thousand pairs); 0 for none.
         quick: a rehearsal: one trial, two seeds, a few batches; figures mean nothing.
         output: the folder of runs and results; a comparison that was stopped goes on there.
+        results: the file of results; results.json in ``output`` if not given.
         stale: finished runs of other code: "refuse" to mix, "keep" them marked as such, or "repeat" them.
         processes: as many at once, one thread each; 0 takes all cores.
     """
@@ -214,6 +215,7 @@ class CompareConfig:
     smoothed: int = 0
     quick: bool = False
     output: str = "runs/compare"
+    results: str | None = None
     stale: Literal["refuse", "keep", "repeat"] = "refuse"
     processes: int = 0
 

@@ -30,7 +30,7 @@ from tbnn.nn.weights import BinaryWeight
 from tbnn.ops.lif import Cell, Second
 from tbnn.ops.lif.cell import advance, effective, trace_gain
 from tbnn.ops.lif.reference import to_blocks
-from tbnn.surrogate import straight_through_estimator
+from tbnn.surrogate import Bare, straight_through_estimator
 
 __all__ = [
     "CONTROLS",
@@ -135,7 +135,7 @@ def reconstruction_errors(network: nn.Module, x: Tensor, mask: Tensor | None = N
     """What weights and spikes lose against what they are noisy copies of, on a batch, in evaluation.
 
     Each spiking layer has its own target and blocks, those of its estimator: the soft spike f(u) and the spike, or the input's
-    trace as a rate and the spikes' (target="trace"); a neuron with a bare surrogate is measured by its surrogate's soft spike.
+    trace as a rate and the spikes' (target="trace"); a neuron with a bare surrogate is measured by its surrogate's soft spike, if it has one.
     A recurrent layer's blocks are steps. Residuals and variances are summed over the blocks.
 
     Args:
@@ -172,8 +172,10 @@ def _spread(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def _unexplained(layer: Neuron | Recurrent, current: Tensor, out: Tensor, spikes: Tensor, alive: Tensor) -> float:
-    """1 − R² over all blocks of a layer."""
+    """1 − R² over all blocks of a layer; NaN for a surrogate without a soft spike."""
     neuron, gradient = (layer, layer.spike_gradient) if isinstance(layer, Neuron) else (layer.neuron, None)
+    if not neuron.spike_gradient.uses_trace and isinstance(neuron.spike_gradient.surrogate, Bare):
+        return math.nan
     if gradient is None:
         current, gradient = _with_feedback(cast("Recurrent", layer), current, out), neuron.step_gradient
     channels = current.shape[2] if current.ndim > 2 else 1

@@ -117,7 +117,9 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def _plain(config: CompareConfig) -> dict[str, Any]:
     """The configuration without what differs from machine to machine."""
-    return {name: value for name, value in asdict(config).items() if name not in ("output", "processes", "stale")}
+    return {
+        name: value for name, value in asdict(config).items() if name not in ("output", "results", "processes", "stale")
+    }
 
 
 def _version(package: str) -> str:

@@ -76,10 +76,10 @@ class Schedule:
         self.waiting: list[Job] = []
         self.pending: dict[tuple[str, str], int] = {}
         self.tasks = list(tasks_of(config))
-        on = config.tuning.on
-        if on != "each" and on not in self.tasks:
-            raise ValueError(f"tuning.on: expected 'each' or one of the tasks {', '.join(self.tasks)}, got {on!r}")
-        self.tuned = self.tasks if on == "each" else [on]
+        one = config.tuning.task
+        if one != "each" and one not in self.tasks:
+            raise ValueError(f"tuning.task: expected 'each' or one of the tasks {', '.join(self.tasks)}, got {one!r}")
+        self.tuned = self.tasks if one == "each" else [one]
         self.total = 0
         for task in self.tasks:  # a bad setting shows here, before anything runs
             for estimator in config.estimators:
@@ -120,7 +120,7 @@ class Schedule:
     def _choose(self, task: str, estimator: str) -> None:
         trials = [r for r in self.rows["tuning"] if (r["task"], r["estimator"]) == (task, estimator)]
         settings = chosen_of(sorted(trials, key=lambda row: row["trial"]))
-        for other in self.tasks if self.config.tuning.on != "each" else [task]:
+        for other in self.tasks if self.config.tuning.task != "each" else [task]:
             self.chosen[other][estimator] = settings
             self._add(final_jobs(self.config, other, estimator, settings))
 

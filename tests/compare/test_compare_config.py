@@ -136,7 +136,9 @@ def test_digests_follow_what_a_run_does() -> None:
     def digest(**options: Any) -> str:
         return final_jobs(config(**options), "base", "atan", {})[0].digest
 
-    assert digest() == digest(title="another", output="elsewhere", seeds=3, base={"data": {"source": "there"}})
+    assert digest() == digest(
+        title="another", output="elsewhere", results="there", seeds=3, base={"data": {"source": "there"}}
+    )
     others = [
         digest(base={"model.lam": 0.1}),
         digest(quick=True),

@@ -148,14 +148,14 @@ def test_runs_of_other_code(config: CompareConfig, here: list[Job], monkeypatch:
 
 
 def test_one_choice_for_all_tasks(config: CompareConfig, here: list[Job]) -> None:
-    tuning = replace(RATE, on="b")
+    tuning = replace(RATE, task="b")
     tasks = {"a": {}, "b": {"model.hidden": [8]}}
     results = read_results(compare(replace(config, tasks=tasks, tuning=tuning, seeds=1), quiet=True))
     assert {r["task"] for r in results["tuning"]} == {"b"}
     assert results["chosen"]["a"] == results["chosen"]["b"]
     assert len(results["runs"]) == 6
-    with pytest.raises(ValueError, match=r"tuning.on: expected 'each' or one of the tasks a, b, got 'c'"):
-        compare(replace(config, tasks=tasks, tuning=replace(RATE, on="c")), quiet=True)
+    with pytest.raises(ValueError, match=r"tuning.task: expected 'each' or one of the tasks a, b, got 'c'"):
+        compare(replace(config, tasks=tasks, tuning=replace(RATE, task="c")), quiet=True)
 
 
 def test_only_the_readout_learns_in_the_control(config: CompareConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from tbnn.nn import (
     Synaptic,
 )
 from tbnn.ops.lif import SpikeGradient, lif, reference
+from tbnn.surrogate import signed
 
 
 def bits(*shape: int) -> Tensor:
@@ -261,3 +262,10 @@ def test_controls_that_make_no_sense_are_refused() -> None:
             control(spiking, kind)
     with pytest.raises(ValueError, match=r"layers.0: control 'constant' needs emit='bits'"):
         control(Network([Leaky(0.9, emit="denoised")]), "constant")
+
+
+def test_a_surrogate_without_a_soft_spike_reconstructs_nothing() -> None:
+    net = Network([BinaryLinear(6, 8), Leaky(0.9, gradient="surrogate", surrogate=signed())])
+    found = reconstruction_errors(net, (torch.rand(5, 3, 6) < 0.5).float())
+    assert math.isnan(found.spikes["layers.1"])
+    assert found.rates["layers.1"] > 0
