@@ -1,8 +1,8 @@
-"""Exact gradients of a small spiking network in continuous time, to hold surrogate gradients on a time grid against."""
+"""Exact gradients of a small spiking network in continuous time, to hold gradients on a time grid against."""
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from tbnn.compare.gradients import cosine
 from tbnn.nn.leaky import LeakyIntegrator
 from tbnn.nn.network import Network
 from tbnn.nn.synaptic import Synaptic
-from tbnn.surrogate import Surrogate
 
 HALVINGS = 60  # of an interval, for a spike time exact in float64
 
@@ -169,11 +168,11 @@ class OnGrid(NamedTuple):
     """(T, B, I)"""
 
 
-def on_grid(events: EventNetwork, inputs: Tensor, dt: float, surrogate: Surrogate, scale: float = 1.0) -> OnGrid:
-    """The network on a grid of ``dt`` seconds, in float64, with a surrogate gradient: the limit dt → 0 is :class:`EventNetwork`.
+def on_grid(events: EventNetwork, inputs: Tensor, dt: float, **gradient: Any) -> OnGrid:
+    """The network on a grid of ``dt`` seconds, in float64: the limit dt → 0 is :class:`EventNetwork`.
 
     Input spikes go to the step they fall into. From there on v is exact at the steps' ends, but for hidden spikes, which are
-    reset up to a step late. Layers are torch's linear ones, :class:`tbnn.nn.Synaptic` and :class:`tbnn.nn.LeakyIntegrator`.
+    reset up to a step late. ``gradient`` is how that of spikes is estimated, see :class:`tbnn.nn.Synaptic`. Layers are torch's linear ones, :class:`tbnn.nn.Synaptic` and :class:`tbnn.nn.LeakyIntegrator`.
     """
     events._check(inputs)
     steps = round(events.duration / dt)
@@ -184,7 +183,7 @@ def on_grid(events: EventNetwork, inputs: Tensor, dt: float, surrogate: Surrogat
     x.index_put_((place[b, i, s].long(), b, i), torch.ones(len(b), dtype=torch.float64), accumulate=True)
     hidden = nn.Linear(*reversed(events.hidden.shape), bias=False, dtype=torch.float64)
     readout = nn.Linear(*reversed(events.readout.shape), bias=False, dtype=torch.float64)
-    neurons = Synaptic(alpha, beta, events.threshold, gradient="surrogate", surrogate=surrogate, scale=scale).double()
+    neurons = Synaptic(alpha, beta, events.threshold, **gradient).double()
     # As tensors: a float would have been rounded to the default dtype.
     neurons.alpha, neurons.beta = (torch.tensor(d, dtype=torch.float64) for d in (alpha, beta))
     leak = LeakyIntegrator(0.0).double()
@@ -196,36 +195,34 @@ def on_grid(events: EventNetwork, inputs: Tensor, dt: float, surrogate: Surrogat
 
 
 class Agreement(NamedTuple):
-    """How a surrogate gradient on a grid compares with the exact gradient."""
+    """How a gradient on a grid compares with the exact gradient."""
 
     cosine: dict[str, float]
     """Of "hidden", "readout" and "all" weights."""
     ratio: dict[str, float]
-    """‖surrogate gradient‖ / ‖exact gradient‖ of the "hidden" and "readout" weights."""
+    """‖gradient‖ / ‖exact gradient‖ of the "hidden" and "readout" weights."""
     losses: tuple[float, float]
     """In continuous time and on the grid."""
 
 
-def surrogate_agreement(
-    events: EventNetwork, inputs: Tensor, labels: Tensor, dt: float, surrogate: Surrogate, scale: float = 1.0
-) -> Agreement:
-    """Back-propagation through time with a surrogate on a grid, against the exact gradient of the same network and batch.
+def agreement(events: EventNetwork, inputs: Tensor, labels: Tensor, dt: float, **gradient: Any) -> Agreement:
+    """Back-propagation through time on a grid, against the exact gradient of the same network and batch.
 
-    The loss is the cross-entropy of the scores. Of one hidden layer ``scale`` moves the ratio and the cosine over "all", never
-    that of the hidden weights alone. The ratio grows as 1/dt: every step near the threshold adds a derivative, where in
-    continuous time each spike has one.
+    The loss is the cross-entropy of the scores. Of one hidden layer a surrogate's scale moves the ratio and the cosine over
+    "all", never that of the hidden weights alone. Its ratio grows as 1/dt: every step near the threshold adds a derivative,
+    where in continuous time each spike has one.
 
     Args:
         events: the network; inputs: see :meth:`EventNetwork.spike_times`.
         labels: int64 (B,).
         dt: the grid's step in seconds.
-        surrogate, scale: as for :class:`tbnn.nn.Synaptic`.
+        gradient: see :func:`on_grid`.
 
     Source: exact gradients of spiking networks are those of Wunderlich & Pehle, "Event-based backpropagation can compute exact
     gradients for spiking neural networks", Scientific Reports 2021; here by differentiating the spike times implicitly.
     """
     exact_loss, exact = exact_gradients(events, inputs, labels)
-    network, x = on_grid(events, inputs, dt, surrogate, scale)
+    network, x = on_grid(events, inputs, dt, **gradient)
     loss = nn.functional.cross_entropy(network(x)[0].mean(0), labels)
     weights = [p for p in network.parameters() if p.ndim == 2]
     by_grid = torch.autograd.grad(loss, weights)

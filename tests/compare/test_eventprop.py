@@ -2,14 +2,19 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tbnn.compare.eventprop import EventNetwork, exact_gradients, on_grid, surrogate_agreement
-from tbnn.surrogate import atan, fast_sigmoid, sigmoid
+from tbnn.compare.eventprop import EventNetwork, agreement, exact_gradients, on_grid
+from tbnn.surrogate import Surrogate, atan, fast_sigmoid, sigmoid
+
+
+def bare(surrogate: Surrogate) -> dict[str, Any]:
+    return {"gradient": "surrogate", "surrogate": surrogate}
 
 
 def example(inputs: int = 6, hidden: int = 5, classes: int = 3, batch: int = 4) -> tuple[EventNetwork, Tensor, Tensor]:
@@ -76,7 +81,7 @@ def test_exact_gradients_equal_finite_differences(which: str, numeric_gradient: 
 
 def test_the_grid_tends_to_continuous_time() -> None:
     network, inputs, labels = example()  # from 3e-5 s on both have the same spikes
-    coarse, fine = (surrogate_agreement(network, inputs, labels, dt, atan(2.0)) for dt in (3e-5, 1e-5))
+    coarse, fine = (agreement(network, inputs, labels, dt, **bare(atan(2.0))) for dt in (3e-5, 1e-5))
     gaps = [abs(found.losses[0] - found.losses[1]) for found in (coarse, fine)]
     assert gaps[1] < gaps[0] < 1e-3
     assert gaps[0] / gaps[1] == pytest.approx(3, rel=0.5)  # first order in dt
@@ -85,7 +90,7 @@ def test_the_grid_tends_to_continuous_time() -> None:
 
 def test_the_scale_moves_the_ratio_and_not_the_direction_of_hidden_weights() -> None:
     network, inputs, labels = example()
-    one, two = (surrogate_agreement(network, inputs, labels, 1e-4, sigmoid(25.0), scale) for scale in (1.0, 2.0))
+    one, two = (agreement(network, inputs, labels, 1e-4, **bare(sigmoid(25.0)), scale=scale) for scale in (1.0, 2.0))
     assert two.ratio["hidden"] == pytest.approx(2 * one.ratio["hidden"])
     assert two.cosine["hidden"] == pytest.approx(one.cosine["hidden"])
     assert two.ratio["readout"] == pytest.approx(one.ratio["readout"])
@@ -94,13 +99,13 @@ def test_the_scale_moves_the_ratio_and_not_the_direction_of_hidden_weights() -> 
 def test_surrogates_point_roughly_the_exact_way() -> None:
     network, inputs, labels = example()
     for surrogate in (atan(2.0), fast_sigmoid(25.0), sigmoid(25.0)):
-        assert 0.2 < surrogate_agreement(network, inputs, labels, 1e-4, surrogate).cosine["hidden"] < 1
+        assert 0.2 < agreement(network, inputs, labels, 1e-4, **bare(surrogate)).cosine["hidden"] < 1
 
 
 def test_input_spikes_fall_into_their_steps() -> None:
     network, _, _ = example(inputs=2)
     inputs = torch.tensor([[[0.0, 0.00249], [math.inf, 0.0995]]], dtype=torch.float64)
-    x = on_grid(network, inputs, 1e-3, atan()).x
+    x = on_grid(network, inputs, 1e-3, **bare(atan())).x
     assert x.shape == (100, 1, 2)
     assert x.nonzero().tolist() == [[0, 0, 0], [2, 0, 0], [99, 0, 1]]
 
