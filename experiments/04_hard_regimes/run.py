@@ -128,7 +128,10 @@ def _build(regime: Regime, estimator: str, scale: float, classes: int) -> Networ
     of_weights, options = ESTIMATORS[estimator]
 
     def leaky(beta: float = 0.9, **more: Any) -> Leaky:
-        return Leaky(beta, scale=scale, **options, **more)
+        given = {"scale": scale, **options, **more}
+        if given.get("target") == "trace":  # the study's λ are in units of a trace's q², Leaky's in those of the spikes'
+            given["lam"] = given.get("lam", 0.01) * (1 + beta) / (1 - beta)
+        return Leaky(beta, **given)
 
     def linear(inputs: int, outputs: int, **more: Any) -> BinaryLinear:
         return BinaryLinear(inputs, outputs, **of_weights, **more)

@@ -1,5 +1,6 @@
 """What every spiking neuron shares: the estimator of its gradient, running statistics, sparse activity, the call."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple, TypedDict, Unpack, cast
 
 import torch
@@ -61,9 +62,9 @@ class Neuron(Recorded, Stateful, abstract=True):
         differentiate_stats: False keeps the ridge's slope and drops the gradient of slope and means.
         reset_mechanism: "subtract", "zero" or "none".
         learn_threshold: train θ.
-        lam: λ > 0 of the ridge regression, in units of q². A trace varies less than the spikes it filters, by the factor
-            (1−β)/(1+β): with target="trace" a λ smaller by it shrinks the gradient as little as 0.01 does the soft
-            target's, which deep networks need.
+        lam: λ > 0 of the ridge regression, in units of the spikes' q². The trace of white spikes varies less than they, by
+            the factor (1−β)/(1+β): with target="trace" the regression's λ is smaller by it (of several β by the mean, of a
+            learnt one by what it is at the start), so that it shrinks the gradient as little as the soft target's.
         scale: multiplies the gradient of emitted bits.
         per_channel: with stats="sequence", one block a channel (the first feature axis), the default, or one for the
             layer, the default for the soft target of :class:`Winners`.
@@ -121,7 +122,7 @@ class Neuron(Recorded, Stateful, abstract=True):
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise ``ValueError`` if the trace target is asked for and does not hold: for the end of a constructor."""
+        """For the end of a constructor: if the trace target is asked for, give λ its unit; ``ValueError`` if it does not hold."""
         if self.spike_gradient.uses_trace:
             for name in ("alpha", "beta", "rho"):
                 decay = getattr(self, name, None)  # as given, not as clamped
@@ -129,6 +130,9 @@ class Neuron(Recorded, Stateful, abstract=True):
                     raise ValueError(f"target='trace' needs {name} < 1, got {decay.max().item():g}")
             beta, second = self.coefficients()
             check_trace(Cell(beta, self.threshold, second), self.reset_mechanism)
+            own = beta.detach().double()
+            share = ((1 - own) / (1 + own)).mean().item()
+            self.spike_gradient = replace(self.spike_gradient, lam=self.spike_gradient.lam * share)
 
     def forward(self, x: Tensor, state: LifState | None = None, mask: Tensor | None = None) -> tuple[Tensor, LifState]:
         lengths = None if mask is None else lengths_of(mask, *x.shape[:2], at_start=state is None)

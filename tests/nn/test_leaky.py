@@ -113,6 +113,8 @@ def test_every_argument_reaches_the_op() -> None:
         leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
         neuron = Leaky(0.75, 0.9, reset_mechanism=reset, **arguments).double()
         out, _ = neuron(leaf)
+        if "target" in arguments:
+            arguments = arguments | {"lam": 0.01 * (1 - 0.75) / (1 + 0.75)}  # in the trace's units
         expected = lif(other, neuron.beta, neuron.threshold, reset=reset, gradient=SpikeGradient(**arguments)).out
         assert torch.equal(out, expected)
         got, want = torch.autograd.grad(out, leaf, weights)[0], torch.autograd.grad(expected, other, weights)[0]
@@ -240,3 +242,24 @@ def test_a_learned_beta_of_the_trace_target_stays_below_one() -> None:
     out.sum().backward()
     assert neuron.beta.grad is not None
     assert neuron.beta.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.98])
+def test_lambda_shrinks_a_trace_as_it_shrinks_white_spikes(beta: float) -> None:
+    """Var(q)/(Var(q) + λ) is the same of white spikes and of their trace, whose variance is smaller by (1−β)/(1+β)."""
+    q = (torch.rand(20_000, 8) < 0.1).double()
+    trace, filtered = torch.zeros(8, dtype=torch.float64), []
+    for step in q:
+        trace = beta * trace + (1 - beta) * step
+        filtered.append(trace)
+    variances = [values.var(0).mean().item() for values in (q, torch.stack(filtered)[200:])]
+    lams = [Leaky(beta, target=target).spike_gradient.lam for target in ("soft", "trace")]
+    shares = [v / (v + lam) for v, lam in zip(variances, lams, strict=True)]
+    assert lams[0] == 0.01
+    assert shares[0] == pytest.approx(shares[1], rel=0.02)
+
+
+def test_lambda_of_a_heterogeneous_layer_is_the_mean() -> None:
+    betas = torch.tensor([0.5, 0.9])
+    lam = Leaky(betas, target="trace", lam=1.0).spike_gradient.lam
+    assert lam == pytest.approx((0.5 / 1.5 + 0.1 / 1.9) / 2)
