@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE.parent))
 from common import save  # noqa: E402
 
 SEEDS = range(10)
-STEPS = (2e-3, 1e-3, 5e-4, 1e-4, 5e-5)  # seconds
+STEPS = (2e-3, 1e-3, 5e-4, 2e-4, 1e-4)  # seconds
 INPUTS, HIDDEN, CLASSES, BATCH, SPIKES = 20, 30, 4, 16, 3
 TINY = 1e-12
 SLOPE = {"differentiate_stats": False}
