@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,13 +76,30 @@ def test_a_comparison_in_processes_resumes_and_repeats_nothing(config: CompareCo
     assert all(first[part] == again[part] for part in same[2:])
 
 
-@pytest.mark.slow
 def test_processes_give_what_this_process_gives(config: CompareConfig, here: list[Job], tmp_path: Path) -> None:
-    one = read_results(compare(config, quiet=True))
+    small = replace(config, estimators={"atan": EstimatorConfig("atan")}, tuning=replace(RATE, trials=0))
+    one = read_results(compare(small, quiet=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tbnn.compare.run_all", runner.run_all)
-        two = read_results(compare(replace(config, output=str(tmp_path / "pool"), processes=2), quiet=True))
+        two = read_results(compare(replace(small, output=str(tmp_path / "pool"), processes=2), quiet=True))
     assert [r["losses"] for r in one["runs"]] == [r["losses"] for r in two["runs"]]
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on(config: CompareConfig, tmp_path: Path) -> None:
+    file, runs = tmp_path / "c.yaml", Path(config.output) / "runs"
+    content = {"base": config.base, "tuning": {"trials": 2}, "seeds": 2, "output": config.output, "processes": 1}
+    file.write_text(json.dumps(content))
+    command = [sys.executable, "-m", "tbnn.cli", "compare", f"--config={file}"]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while len(done := list(runs.glob("*.json"))) < 2:
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    written = {path: path.stat().st_mtime_ns for path in done}
+    subprocess.run(command, check=True, capture_output=True)
+    assert all(path.stat().st_mtime_ns == at for path, at in written.items())
+    assert read_results(Path(config.output) / "results.json")["complete"]
 
 
 def test_pairs_start_alike_and_see_the_same_batches(config: CompareConfig, monkeypatch: pytest.MonkeyPatch) -> None:
