@@ -23,7 +23,7 @@ def compare(config: CompareConfig, *, command: str = "", quiet: bool = False) ->
     Raises:
         FileNotFoundError: the recordings are missing.
         ValueError: unequal budgets, tuning on test, a setting the layers refuse, finished runs of other code.
-        RuntimeError: a process died.
+        ChildProcessError: a process died.
     """
     from tbnn.train.batches import packed_file
 

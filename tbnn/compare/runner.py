@@ -32,7 +32,7 @@ class Store:
 
     def __init__(self, folder: Path, stale: str) -> None:
         self.folder, self.stale = folder, stale
-        self.old: set[str] = set()
+        self.found = {path.stem.rpartition("-")[2]: path for path in sorted(folder.glob("*.json"))}
 
     def path(self, job: Job) -> Path:
         """Where a run's row lies."""
@@ -44,19 +44,18 @@ class Store:
 
         Raises ``ValueError`` for a damaged file, and for a run of other code where these are refused.
         """
-        found = sorted(self.folder.glob(f"*-{job.digest}.json"))
-        if not found:
+        path = self.found.get(job.digest)
+        if path is None:
             return None
-        row = read_json(found[0])
+        row = read_json(path)
         if row.get("code") != fingerprint():
             if self.stale == "refuse":
                 raise ValueError(
-                    f"{found[0]}: a run of other code ({row.get('code')}, this is {fingerprint()}); expected --stale keep, "
+                    f"{path}: a run of other code ({row.get('code')}, this is {fingerprint()}); expected --stale keep, "
                     "which marks it, or --stale repeat"
                 )
             if self.stale == "repeat":
                 return None
-            self.old.add(found[0].name)
         return row | {"task": job.task, "estimator": job.estimator}
 
     def write(self, job: Job, row: Row) -> None:
@@ -135,7 +134,7 @@ def run_all(schedule: Schedule, finished: Callable[[Job, Row], None]) -> None:
 
     Raises:
         ValueError: a run was refused by the layers; the message names it.
-        RuntimeError: a process died.
+        ChildProcessError: a process died.
     """
     processes = schedule.config.processes or os.cpu_count() or 1
     flying: dict[Future[Row], Job] = {}
@@ -155,7 +154,7 @@ def _row_of(future: "Future[Row]", job: Job) -> Row:
     try:
         return future.result()
     except BrokenProcessPool:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"a process died (killed, or out of memory), perhaps in {job.title}; finished runs are kept, the same command goes on"
         ) from None
     except (ValueError, OSError) as error:
@@ -167,7 +166,7 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     """Processes of one thread each, started anew: a fork would not copy the threads of compiled kernels."""
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start)
     try:
         yield pool
@@ -175,7 +174,8 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     except BaseException:  # whoever interrupts does not want to wait for runs that are not finished
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
-            process.terminate()
+            if process not in others:
+                process.terminate()
         raise
     finally:
         for name, value in before.items():

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,9 +227,9 @@ def test_the_command(config: CompareConfig, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_store_gives_a_row_its_present_names(config: CompareConfig, tmp_path: Path) -> None:
-    store = Store(tmp_path, "keep")
     job = final_jobs(config, "base", "atan", {})[0]
-    store.write(job, {"task": "base", "estimator": "atan", "code": "old"})
+    Store(tmp_path, "keep").write(job, {"task": "base", "estimator": "atan", "code": "old"})
+    store = Store(tmp_path, "keep")
     renamed = replace(job, task="another", estimator="name")
     assert store.read(renamed) == {"task": "another", "estimator": "name", "code": "old"}
     assert store.read(replace(job, mechanism=True)) is None
@@ -245,3 +247,17 @@ def test_the_mechanism_of_a_run(config: CompareConfig) -> None:
     assert len(found["start"]["over_time"]["layers.1"]) == 32
     assert -1 <= found["end"]["cosine"]["all"] <= 1
     json.dumps(found, allow_nan=False)
+
+
+def test_a_process_that_dies_is_one_clear_error(config: CompareConfig, here: list[Job]) -> None:
+    job = final_jobs(config, "base", "atan", {})[0]
+    dead: Future[dict[str, Any]] = Future()
+    dead.set_exception(BrokenProcessPool("gone"))
+    with pytest.raises(
+        ChildProcessError, match=r"a process died \(killed, or out of memory\), perhaps in base, atan, seed 0"
+    ):
+        runner._row_of(dead, job)
+    refused: Future[dict[str, Any]] = Future()
+    refused.set_exception(ValueError("lam: no"))
+    with pytest.raises(ValueError, match=r"base, atan, seed 0: lam: no"):
+        runner._row_of(refused, job)
