@@ -35,6 +35,7 @@ LEVEL = 0.05  # of the tests; intervals hold 95 %
 RESAMPLES = 2**14  # at most; sign patterns of up to 14 pairs are all tried
 BOOTSTRAP = 9999  # resamples of an interval
 DIGITS = 12  # of a difference of accuracies; beyond lies the rounding of float64
+FEWEST = 5  # pairs that may show two estimators to be equal
 OUTSIDE = ("float", "control")  # groups that are no rivals: an upper bound and a floor
 
 Results = Mapping[str, Any]
@@ -283,13 +284,13 @@ def _pair(values: Mapping[int, float], reference: Mapping[int, float]) -> tuple[
 
 
 def verdict(row: Comparison, margin: float) -> Verdict | None:
-    """Better or worse where Holm's p is below 0.05; equal where the interval lies within ±margin; else undecided."""
+    """Better or worse where Holm's p is below 0.05; equal where the interval of 5 pairs or more lies within ±margin; else undecided."""
     if row["p_holm"] is None or row["difference"] is None or row["interval"] is None:
         return None
     if row["p_holm"] < LEVEL:
         return "better" if row["difference"] > 0 else "worse"
     low, high = row["interval"]
-    return "equal" if -margin <= low and high <= margin else "undecided"
+    return "equal" if row["pairs"] >= FEWEST and -margin <= low and high <= margin else "undecided"
 
 
 def ranking(results: Results) -> Ranking:

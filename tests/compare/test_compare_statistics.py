@@ -274,3 +274,9 @@ def test_an_unknown_task_is_an_error():
     made["runs"][0]["task"] = "other"
     with pytest.raises(ValueError, match=r"results: a run is of task 'other' .* expected tasks \['task'\]"):
         stats.estimates(made)
+
+
+@pytest.mark.parametrize(("pairs", "expected"), [(4, "undecided"), (5, "equal"), (12, "equal")])
+def test_few_pairs_do_not_show_equality(pairs, expected):
+    row = {"pairs": pairs, "p_holm": 0.7, "difference": 0.0, "interval": (-0.01, 0.01)}
+    assert stats.verdict(row, 0.02) == expected
