@@ -103,7 +103,7 @@ def test_the_order_of_the_seeds_does_not_matter(values, random):
 
 
 @settings(max_examples=10)
-@given(st.lists(accuracy, min_size=2, max_size=8))
+@given(st.lists(accuracy, min_size=5, max_size=8))
 def test_identical_runs_are_equal(values):
     row = versus(values, values)
     assert (row["difference"], row["interval"], row["p"], row["verdict"]) == (0, [0, 0], 1, "equal")
