@@ -112,8 +112,10 @@ def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
     plot.add_argument(
         "--output", type=str | None, default=None, help="the PNG (default: raster.png in the run's folder)"
     )
-    report = add("report", _report, "Write one self-contained HTML page about a run.")
-    _add_run(report)
+    report = add("report", _report, "Write one self-contained HTML page about a run, or about a folder of studies.")
+    report.add_argument(
+        "run", type=str, help="a run's folder, a folder of `tbnn compare` or one that holds several of them"
+    )
     report.add_argument("--baseline", type=str, default=[], nargs="*", help="folders of runs to compare with")
     report.add_argument("--sample", type=int, default=0, help="number of the test recording to show")
     info = add("info", _info, "Say which paths run on this machine, or what a file or a run's folder holds.")
@@ -305,12 +307,19 @@ def _plot(options: Namespace) -> None:
 
 
 def _report(options: Namespace) -> None:
-    from tbnn.report.collect import report_run
-    from tbnn.train import load_run
+    from tbnn.report.studies import holds_studies, report_studies
 
-    path, lines = report_run(load_run(options.run), [load_run(b) for b in options.baseline], options.sample)
+    if holds_studies(options.run):
+        if options.baseline or options.sample:
+            raise ValueError(f"report: --baseline and --sample go with a run's folder, got the studies {options.run}")
+        path, lines = report_studies(options.run)
+    else:
+        from tbnn.report.collect import report_run
+        from tbnn.train import load_run
+
+        path, lines = report_run(load_run(options.run), [load_run(b) for b in options.baseline], options.sample)
     for line in lines:
-        console.print(line)
+        console.print(line, markup=False)
     console.print(f"report: {path}")
 
 

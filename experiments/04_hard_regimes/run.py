@@ -129,7 +129,9 @@ def _build(regime: Regime, estimator: str, scale: float, classes: int) -> Networ
 
     def leaky(beta: float = 0.9, **more: Any) -> Leaky:
         given = {"scale": scale, **options, **more}
-        if given.get("target") == "trace":  # the study's λ are in units of a trace's q², Leaky's in those of the spikes'
+        if (
+            given.get("target") == "trace"
+        ):  # the study's λ are in units of a trace's q², Leaky's in those of the spikes'
             given["lam"] = given.get("lam", 0.01) * (1 + beta) / (1 - beta)
         return Leaky(beta, **given)
 

@@ -106,7 +106,7 @@ def curves(results: Results, axis: str) -> "Figure":
             )
         if i % columns == 0:
             pane.set_ylabel("test accuracy")
-    _names(figure, results, drawn)
+    names_below(figure, drawn)
     return figure
 
 
@@ -201,11 +201,11 @@ def _numbered(pane: "Axes", axis: str, places: Sequence[float]) -> None:
     pane.grid(axis="y")
 
 
-def _names(figure: "Figure", results: Results, drawn: Mapping[str, Look]) -> None:
-    """The legend of all estimators below the panels."""
+def names_below(figure: "Figure", drawn: Mapping[str, Look]) -> None:
+    """A legend of estimators below the panels."""
     from matplotlib.lines import Line2D
 
-    names = list(results["estimators"])
+    names = list(drawn)
     longest = max(len(wrapped(name, 30)) for name in names)
     columns = min(len(names), 4 if longest < 22 else 3 if longest < 34 else 2)
     entries = [

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from tbnn.compare.fig_style import MARKERS, SMALL, WIDTH, axis_name, looks, panels, value_text, wrapped
 from tbnn.compare.statistics import Results
-from tbnn.report.style import GREY, INK, new_figure, percent_axis, styled
+from tbnn.report.style import GREY, INK, new_figure, percent_axis, short_axis, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +43,7 @@ def tuning(results: Results, x: str = "optim.learning_rate", marker: str = "mode
     places = [place for found in trials.values() for place, _, _ in found]
     if min(places) > 0 and max(places) > 3 * min(places):
         grid[0].set_xscale("log")
+        short_axis(grid[0])
     percent_axis(grid[0])
     figure.supxlabel(axis_name(x), fontsize=9)
     figure.supylabel("validation accuracy", fontsize=9)

@@ -75,8 +75,10 @@ class Observer:
             reference = smoothed_gradient(network.eval(), words, self.labels, self._loss, samples=self.smoothed)
             own = weight_gradients(network, words, lambda readout: self._loss(readout, self.labels))
             network.train(was_training)
-            shared = {name: own[name] for name in reference.gradient}
-            found["cosine"] = _rounded(cosine(shared, reference.gradient))
+            shared = {
+                name: reference.gradient[name] for name in own if name in reference.gradient
+            }  # frozen weights have none
+            found["cosine"] = _rounded(cosine({name: own[name] for name in shared}, shared))
             found["cosine_ceiling"] = _rounded(reference.ceiling)
         return found
 

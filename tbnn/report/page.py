@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tbnn.files import replacing
 from tbnn.nn.health import DEAD_BELOW, SATURATED_ABOVE
 from tbnn.report import tables, text
 from tbnn.report.data import ReportData
 from tbnn.report.sections import sections
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 @dataclass(frozen=True)
@@ -25,21 +29,29 @@ def render(data: ReportData) -> str:
 
     Raises ``ValueError`` when the data's time unit is unknown.
     """
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            data=data,
+            subtitle=subtitle(data),
+            cards=cards(data),
+            notes=not_measured(data),
+            sections=sections(data),
+        )
+    )
+
+
+def environment() -> "Environment":
+    """Where the templates of this folder are filled in: everything is escaped, a missing value is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # slow to import
 
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("tbnn.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
-        data=data,
-        subtitle=subtitle(data),
-        cards=cards(data),
-        notes=not_measured(data),
-        sections=sections(data),
     )
 
 

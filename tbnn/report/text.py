@@ -91,6 +91,17 @@ def ratio(dense: float, small: float) -> str:
     return f"{times:,.0f}×" if times >= 1000 else f"{times:.3g}×"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people read them: "42 s", "12.3 min", "5.0 h".
+
+    >>> duration(42), duration(738), duration(18000)
+    ('42 s', '12.3 min', '5.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def shape(value: Any) -> str:
     """A shape as "2 × 34 × 34"; other things as they are."""
     return f"{NO_BREAK}×{NO_BREAK}".join(str(n) for n in value) if isinstance(value, list | tuple) else number(value)
