@@ -181,3 +181,19 @@ def test_readme_speeds() -> None:
         cells = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", table)
         assert len(cells) == count
         assert set(cells) <= printed
+
+
+def test_exact_gradient_figures() -> None:
+    summary = json.loads((ROOT / "experiments/19_exact_gradients/results.json").read_text())["summary"]
+    found = {(row["estimator"], row["dt"]): row for row in summary}
+    steps = sorted({row["dt"] for row in summary}, reverse=True)
+    texts = [TEXTS["experiments/README.md"], (ROOT / "experiments/19_exact_gradients/README.md").read_text()]
+    for name in dict.fromkeys(row["estimator"] for row in summary):
+        rows = [found[name, dt] for dt in steps]
+        ends = [f"{r['cosine']:.2f} [{r['interval'][0]:.2f}, {r['interval'][1]:.2f}]" for r in (rows[0], rows[-1])]
+        line = "| " + " | ".join([name, *(f"{r['ratio']:.2g}" for r in rows), *ends]) + " |"
+        assert all(line in text for text in texts), line
+    ratios = [found["DDT trace, slope", dt]["ratio"] for dt in steps]
+    assert 0.95 < min(ratios) < max(ratios) < 1.45  # "between once and 1.4 times"
+    atan = [found["atan(2)", dt]["ratio"] for dt in (steps[0], steps[-1])]
+    assert (round(atan[0]), round(atan[1])) == (6, 102)
