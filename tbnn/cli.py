@@ -1,5 +1,6 @@
 """The ``tbnn`` command: every subcommand takes --help; bad input ends in one line and exit code 2."""
 
+import itertools
 import logging
 import sys
 import textwrap
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False, soft_wrap=True)
 
 WIDTH = 120  # of what is printed as text
-WORDS = ("layer", "kind", "path", "details")  # columns of tables that hold no numbers
+WORDS = ("layer", "kind", "path", "details", "estimator", "verdict")  # columns of tables that hold no numbers
 SPLITS = ("train", "validation", "test")
 
 
@@ -146,10 +147,21 @@ def _train(parser: Parser, options: Namespace) -> None:
 
 
 def _compare(parser: Parser, options: Namespace) -> None:
-    from tbnn.compare import compare
+    from tbnn.compare import compare, read_results
+    from tbnn.compare.statistics import statistics
+    from tbnn.compare.tables import task_table
 
     path = compare(configured(parser, options, CompareConfig), command=_command("compare", options))
-    console.print(f"results: {path}")
+    results = read_results(path)
+    found = statistics(results)
+    for task in results["tasks"]:
+        table = task_table(results, task, found)
+        console.print(f"\n{task}", markup=False)
+        rows = [dict(itertools.zip_longest(table.titles, line.cells, fillvalue="")) for line in table.lines]
+        _print_table([{title: row[title] for title in table.titles if title not in ("pairs", "d_z")} for row in rows])
+        for note in table.notes:
+            console.print(textwrap.fill(note, WIDTH), markup=False)
+    console.print(f"\nresults: {path}", markup=False)
 
 
 def _command(name: str, options: Namespace) -> str:

@@ -257,7 +257,9 @@ def _spike_grad(neuron: Leaky | Synaptic) -> Surrogate | RidgeSpike:
     if g.emit != "bits":
         raise ValueError(f"emit: expected 'bits', got {g.emit!r}")
     if g.gradient == "ddt":
-        lam = neuron.__dict__["made_with"].get("lam", g.lam) if g.uses_trace else g.lam  # of the spikes, not of their traces
+        lam = (
+            neuron.__dict__["made_with"].get("lam", g.lam) if g.uses_trace else g.lam
+        )  # of the spikes, not of their traces
         return ddt(g.surrogate, lam, scale=g.scale)
     if g.scale != 1:
         raise ValueError(f"scale: expected 1 for gradient='surrogate', got {g.scale}")
