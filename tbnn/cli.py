@@ -87,24 +87,7 @@ def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
     simulate.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:N")
     simulate.add_argument("--energy", type=bool, default=False, help="show the whole energy estimate, layer by layer")
     _add_folders(simulate)
-    datasets = add("datasets", _datasets, "List the datasets, make packed files, look into them.")
-    datasets.add_argument("action", type=str, choices=["list", "make", "show", "info"], help="what to do")
-    datasets.add_argument(
-        "name", type=str | None, nargs="?", default=None, help="a recipe's name or file; for info: a packed file"
-    )
-    _add_folders(datasets)
-    datasets.add_argument("--force", type=bool, default=False, help="make: again, even if the file is there")
-    datasets.add_argument("--download", type=bool, default=True, help="fetch what is missing, where that is possible")
-    datasets.add_argument(
-        "--compression",
-        type=str,
-        choices=["none", "gzip"],
-        default="none",
-        help="none: mapped into memory; gzip: small",
-    )
-    datasets.add_argument("--output", type=str | None, default=None, help="show: the folder (default: NAME)")
-    _add_split(datasets, default="train", text="show: which recordings")
-    datasets.add_class_arguments(FrameOptions)
+    _add_datasets(add("datasets", _datasets, "List the datasets, make packed files, look into them."))
     plot = add("plot", _plot, "Draw the raster of one recording on its way through a trained network.")
     plot.add_argument("kind", type=str, choices=["raster"], help="what to draw")
     _add_run(plot)
@@ -124,6 +107,26 @@ def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
         "path", type=str | None, nargs="?", default=None, help="a .tbnn file, a packed .h5 file or a run's folder"
     )
     return parser, commands
+
+
+def _add_datasets(datasets: Parser) -> None:
+    datasets.add_argument("action", type=str, choices=["list", "make", "show", "info"], help="what to do")
+    datasets.add_argument(
+        "name", type=str | None, nargs="?", default=None, help="a recipe's name or file; for info: a packed file"
+    )
+    _add_folders(datasets)
+    datasets.add_argument("--force", type=bool, default=False, help="make: again, even if the file is there")
+    datasets.add_argument("--download", type=bool, default=True, help="fetch what is missing, where that is possible")
+    datasets.add_argument(
+        "--compression",
+        type=str,
+        choices=["none", "gzip"],
+        default="none",
+        help="none: mapped into memory; gzip: small",
+    )
+    datasets.add_argument("--output", type=str | None, default=None, help="show: the folder (default: NAME)")
+    _add_split(datasets, default="train", text="show: which recordings")
+    datasets.add_class_arguments(FrameOptions)
 
 
 def _add_run(parser: Parser) -> None:
