@@ -68,7 +68,7 @@ def intervals(results: Results, reference: str | None = None) -> "Figure":
         axis.set_title(wrapped(task, 21 if columns > 3 else 28), fontsize=8 if columns > 3 else 8.5, linespacing=0.95)
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.set_yticks(
-            range(len(names)), [wrapped(name, 24) if i % columns == 0 else "" for name in names], linespacing=0.85
+            range(len(names)), [wrapped(name, 34) if i % columns == 0 else "" for name in names], linespacing=0.85
         )
         axis.tick_params(labelsize=SMALL, length=2)
         axis.tick_params(axis="y", length=0, labelsize=7, labelcolor=INK)

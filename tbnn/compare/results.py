@@ -29,6 +29,7 @@ from tbnn.train.batches import packed_file
 from tbnn.train.run import environment, read_json
 
 FORMAT = 1
+OBSERVED_SEEDS = 3
 SPLITS = ("train", "validation", "test")
 
 
@@ -73,8 +74,13 @@ def gather(config: CompareConfig, schedule: Schedule, command: str, wall_seconds
         "reference": config.reference,
         "chosen": {task: dict(found) for task, found in schedule.chosen.items()},
         "tuning": sorted(rows["tuning"], key=place),
-        "runs": sorted(rows["final"], key=place),
+        "runs": [_lighter(row) for row in sorted(rows["final"], key=place)],
     }
+
+
+def _lighter(row: dict[str, Any]) -> dict[str, Any]:
+    """Without the mechanism of later seeds, which lies beside the runs: results.json is to be small."""
+    return row if row["seed"] < OBSERVED_SEEDS else {key: value for key, value in row.items() if key != "mechanism"}
 
 
 def _task(config: CompareConfig, name: str) -> dict[str, Any]:
