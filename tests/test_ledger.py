@@ -197,3 +197,22 @@ def test_exact_gradient_figures() -> None:
     assert 0.95 < min(ratios) < max(ratios) < 1.45  # "between once and 1.4 times"
     atan = [found["atan(2)", dt]["ratio"] for dt in (steps[0], steps[-1])]
     assert (round(atan[0]), round(atan[1])) == (6, 102)
+
+
+def test_braille_figures() -> None:
+    from tbnn.compare.statistics import estimates
+    from tbnn.compare.tables import with_interval
+
+    results = json.loads((ROOT / "experiments/07_braille/results.json").read_text())
+    (found,) = estimates(results).values()
+    shown = {name: with_interval(one["mean"], one["interval"]) for name, one in found.items()}
+    lines = [line for line in TEXTS["experiments/README.md"].splitlines() if "| learning rate" in line]
+    assert len(lines) == 12
+    for line in lines:
+        name, _, cell = (part.strip() for part in line.strip("|").split("|"))
+        assert cell == shown[name]
+    for name in (
+        "DDT trace", "DDT trace, slope", "DDT trace, slope, scale tuned", "DDT soft", "fast_sigmoid", "fast_sigmoid, scale tuned",
+        "atan", "atan, scale tuned", "readout only",
+    ):  # fmt: skip
+        assert f"| {shown[name]} % |" in TEXTS["README.md"]
