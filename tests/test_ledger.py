@@ -211,6 +211,11 @@ def test_braille_figures() -> None:
     for line in lines:
         name, _, cell = (part.strip() for part in line.strip("|").split("|"))
         assert cell == shown[name]
+    norms = {
+        n: [r["grad_norm"]["median"] for r in results["runs"] if r["estimator"] == n] for n in ("atan", "DDT trace")
+    }
+    atan, trace = (sorted(values) for values in norms.values())
+    assert f"{(atan[4] + atan[5]) / 2:,.0f} against {(trace[4] + trace[5]) / 2:.1f}" in TEXTS["experiments/README.md"]
     for name in (
         "DDT trace", "DDT trace, slope", "DDT trace, slope, scale tuned", "DDT soft", "fast_sigmoid", "fast_sigmoid, scale tuned",
         "atan", "atan, scale tuned", "readout only",
