@@ -27,7 +27,10 @@ RANDOM = "sso"
 
 WEIGHTS: dict[str, dict[str, Any]] = {
     "float": {"model.weights": "float"},
-    **{name: {"model.estimator": name} for name in ("ste", "ewgs", "reste", "pege", "qgait", "ddt")},
+    **{
+        name: {"model.estimator": name}
+        for name in ("ste", "ewgs", "reste", "pege", "qgait", "ddt", "ddt_ridge", "ddt_slope")
+    },
     **{
         f"{name}_{form}": {"model.estimator": name, "model.form": form}
         for name in ("ste", "ddt")
@@ -56,7 +59,8 @@ class EstimatorConfig:
         spikes: "soft", "trace" (DDT, see ``tbnn.nn.Leaky``), "soft_slope", "trace_slope" (the ridge's slope alone),
             "denoised" (reconstructed values leave), or a bare surrogate: "atan", "fast_sigmoid" and so on, all of snntorch's
             ("signed" is its triangular, "sparse_fast_sigmoid" its SFS); "sso" in its own library only.
-        weights: "ste", "ewgs", "reste", "pege", "qgait", "ddt", or "float"; "ste_linear", "ddt_affine" and so on fix the form.
+        weights: "ste", "ewgs", "reste", "pege", "qgait", "ddt", "ddt_ridge", "ddt_slope" (the ridge's slope alone), or
+            "float"; "ste_linear", "ddt_affine" and so on fix the form.
         library: "tbnn", or "snntorch": the same network of snntorch's neurons in a loop over time (a bare surrogate only).
         search: which of ``tuning.search`` it tunes, all of them if not given; the number of trials is the same for all.
         trials: may repeat ``tuning.trials``; another number is refused.

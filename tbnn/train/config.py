@@ -115,7 +115,7 @@ class ModelConfig:
     sparsity: float = 0.0
     n_of_m: tuple[int, int] | None = None
     scope: Literal["block", "row", "tensor"] = "row"
-    estimator: Literal["ddt", "ste", "ewgs", "reste", "qgait", "pege"] = "ddt"
+    estimator: Literal["ddt", "ddt_ridge", "ddt_slope", "ste", "ewgs", "reste", "qgait", "pege"] = "ddt"
     form: Literal["affine", "linear"] = "affine"
     lam: float = 0.01
     block: int | None = None

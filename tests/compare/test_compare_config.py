@@ -121,6 +121,7 @@ def test_every_estimator_is_settings_of_the_gradient(spikes: str, weights: str) 
         (EstimatorConfig("atan"), "surrogate"),
         (EstimatorConfig("atan", "ste_linear"), "surrogate"),
         (EstimatorConfig("atan", "ddt"), "ddt"),
+        (EstimatorConfig("atan", "ddt_slope"), "ddt"),
         (EstimatorConfig("trace", "ste"), "ddt"),
         (EstimatorConfig("atan", "ewgs"), "other"),
         (EstimatorConfig("trace", "float"), "float"),

@@ -25,6 +25,7 @@ from tbnn.nn.recurrent import Recurrent
 from tbnn.nn.residual import Residual
 from tbnn.nn.stateful import Stateful
 from tbnn.nn.synaptic import Synaptic
+from tbnn.ops.quantize import Ddt
 
 NETWORKS: dict[str, Any] = {
     "images": lambda: Network(
@@ -32,7 +33,7 @@ NETWORKS: dict[str, Any] = {
             BinaryConv2d(2, 4, 3, padding="same", form="linear", bias=False), TemporalBatchNorm(4, threshold=0.5),
             Leaky(0.75, 0.5, surrogate=surrogate.fast_sigmoid(10), target="soft", stats="step"), MaxPool2d(2),
             Residual([BinaryConv2d(4, 4, 3, padding=1, block=12), Leaky(0.5)], [nn.Identity()], join="iand"),
-            AvgPool2d((1, 2)), Flatten(), SpikeDropout(0.25, "sequence"), BinaryLinear(16, 6), Synaptic(0.5, 0.75),
+            AvgPool2d((1, 2)), Flatten(), SpikeDropout(0.25, "sequence"), BinaryLinear(16, 6, sparsity=0.5, estimator=Ddt(pruned="ridge")), Synaptic(0.5, 0.75),
             Voting(3),
         ],
         input_shape=(2, 4, 8),

@@ -111,7 +111,7 @@ def quantisers() -> None:
         for shape, block in (((3, 300, 1), 128), ((2, 30, 20), 30), ((1, 20000, 1), 20000), ((1, 1, 1), 1)):
             x = torch.randn(shape)
             _, facts = quantize_gpu.quantize(x, block, fraction, "block", *scheme)
-            for estimator in ("ddt", "ewgs", *(("reste",) if bits == 1 else ())):
+            for estimator in ("ddt", "ddt_ridge", "ddt_slope", "ewgs", *(("reste",) if bits == 1 else ())):
                 quantize_gpu.quantize_backward(x, x, facts, block, *scheme, estimator, [1.0, 1.5, 0.1])
     for dtype in (torch.float64, torch.bfloat16):
         x = torch.randn(3, 300, 1).to(dtype)

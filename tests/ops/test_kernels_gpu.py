@@ -123,7 +123,7 @@ LAYOUTS: list[dict[str, Any]] = [{"dim": 1}, {"dim": 1, "block": 128}, {"dim": 0
 @pytest.mark.parametrize("bits", [1, 1.58, 4, None])
 def test_weights(bits: float | None, sparsity: Any, form: str, layout: dict[str, Any]) -> None:
     x, g = (torch.randn(1023, 1111, generator=torch.Generator("cuda").manual_seed(s), device="cuda") for s in (0, 1))
-    for estimator in ("ddt", "ste", "ewgs", *(("reste",) if bits == 1 else ())):
+    for estimator in ("ddt", "ddt_ridge", "ddt_slope", "ste", "ewgs", *(("reste",) if bits == 1 else ())):
         results = []
         for backend in (None, "reference"):
             leaf = x.clone().requires_grad_()

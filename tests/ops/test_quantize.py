@@ -206,7 +206,7 @@ def test_threads_and_fresh_memory_change_no_bit(
         ({"form": "ternary"}, "form: expected 'affine' or 'linear', got 'ternary'"),
         ({"lam": -1}, "lam: .* got -1"),
         ({"lam": math.nan}, "lam: .* got nan"),
-        ({"estimator": "DDT"}, "estimator: expected one of .ddt., .ste., .ewgs., .reste., or an instance, got .DDT."),
+        ({"estimator": "DDT"}, "estimator: expected one of 'ddt', 'ddt_ridge', .*, or an instance, got .DDT."),
         ({"dim": 3}, "dim: .* got 3"),
         ({"dim": (0, 1), "block": 2}, "block: expected a length >= 1 along one axis"),
         ({"dim": 0, "block": -1}, "got block=-1"),

@@ -17,6 +17,7 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "four bits, runs": lambda x: tbnn.quantize(x, bits=4, dim=1, block=5),
     "2:4": lambda x: tbnn.quantize(x, bits=None, sparsity="2:4", dim=0),
     "fraction": lambda x: tbnn.quantize(x, bits=1.58, sparsity=0.9, scope="tensor", dim=1),
+    "slope": lambda x: tbnn.quantize(x, sparsity=0.5, dim=1, estimator="ddt_slope"),
     "ste": lambda x: tbnn.quantize(x, estimator="ste", form="linear"),
     "ewgs": lambda x: tbnn.quantize(x, bits=2, estimator=Ewgs(0.1)),
     "codes": lambda x: quantize_with_codes(x, bits=3, dim=1)[1].values + tbnn.quantize(x, dim=1),

@@ -63,7 +63,7 @@ def run(x: Tensor, g: Tensor, **how: Any) -> tuple[Tensor, Tensor, Codes]:
 
 @given(
     how=arguments,
-    estimator=st.sampled_from(["ddt", "ddt", "ewgs", "ste"]),
+    estimator=st.sampled_from(["ddt", "ddt", "ddt_ridge", "ddt_slope", "ewgs", "ste"]),
     seed=st.integers(0, 999),
     lattice=st.booleans(),
     dtype=st.sampled_from([torch.float64, torch.float32]),
@@ -149,15 +149,25 @@ def test_finite_differences_with_the_errors_frozen(
     q = (values + 2 ** int(bits or 0) - 1) / 2 if counts_from_0 else values
     if bits is None:
         torch.testing.assert_close(q, x * kept / step, rtol=1e-6, atol=1e-9)
+    lam = 0.05 * kept.double().mean().item()  # λ counts what is kept
 
-    def loss(moved: Tensor) -> Tensor:
-        return (g * ddt(moved, q + (moved - x) / step, form=form)).sum()
+    def denoised(moved: Tensor, data: Tensor) -> Tensor:
+        """x̂ as ``moved`` goes into the ridge's sums where it is data of them, and into its own q everywhere."""
+        moved_q = q + (moved - x) / step
+        x_data, q_data = torch.where(data, moved, x), torch.where(data, moved_q, q)
+        x_away, q_away = x_data - x_data.mean(), q_data - q_data.mean()
+        if form == "linear":
+            return (x_data * q_data).mean() / (q_data.square().mean() + lam) * moved_q
+        s = (x_away * q_away).mean() / (q_away.square().mean() + lam)
+        return s * (moved_q - q_data.mean()) + x_data.mean()
 
-    leaf = x.clone().requires_grad_()
-    y = quantize(leaf, bits=bits, form=form, sparsity=sparsity)
-    torch.testing.assert_close(y, ddt(x, q, form=form), rtol=1e-7, atol=1e-7)
-    (dx,) = torch.autograd.grad(y, leaf, g)
-    torch.testing.assert_close(dx, numeric_gradient(loss, x), rtol=1e-5, atol=1e-6)
+    for estimator, data in (("ddt", kept), ("ddt_ridge", kept | True), ("ddt_slope", kept & False)):
+        leaf = x.clone().requires_grad_()
+        y = quantize(leaf, bits=bits, form=form, sparsity=sparsity, lam=0.05, estimator=estimator)
+        torch.testing.assert_close(y, ddt(x, q, form=form, lam=lam), rtol=1e-7, atol=1e-7)
+        (dx,) = torch.autograd.grad(y, leaf, g)
+        expected = numeric_gradient(lambda moved, data=data: (g * denoised(moved, data)).sum(), x)
+        torch.testing.assert_close(dx, expected, rtol=1e-5, atol=1e-6)
 
 
 def gaussian_distortion(step: float, levels: int) -> float:
@@ -213,9 +223,10 @@ def test_no_other_scale_or_offset_has_a_lower_objective(how: dict[str, Any], see
         2.0 if how["bits"] not in (1.58, None) and how["form"] == "affine" and how["sparsity"] in (0.0, (3, 3)) else 1.0
     )
     s, b = codes.scale.item(), codes.offset.item()  # x̂ = s·values + b; λ counts on q's own grid, factor·s
+    lam = 0.05 * (quantize_with_codes(x, **{**how, "bits": 1})[1].values != 0).double().mean().item()
 
     def objective(s: float, b: float) -> float:
-        return (0.5 * (s * codes.values + b - x).square().mean() + 0.5 * 0.05 * (factor * s) ** 2).item()
+        return (0.5 * (s * codes.values + b - x).square().mean() + 0.5 * lam * (factor * s) ** 2).item()
 
     # the affine optimum in (s, b) of values is that of q: b moves with s
     for ds, db in [(1e-3, 0), (-1e-3, 0), (0, 1e-3), (0, -1e-3), (1e-3, 1e-3), (1e-3, -1e-3)]:

@@ -51,6 +51,9 @@ CASES = [
     *(Case(1.58, "linear", (2, 19, 3), 8, s, scope) for s, scope in SPARSE),
     *(Case(bits, "affine", (3, 17, 1), 5, s, scope) for bits in (1, 2, None) for s, scope in (SPARSE[0], SPARSE[3])),
     *(Case(bits, "linear", (1, 300, 1), 300, s, scope, part=64) for bits, (s, scope) in ((1, SPARSE[2]), (3, SPARSE[3]))),
+    *(Case(bits, form, estimator=how, sparsity=s)
+      for bits in (1, None) for form in FORMS for how in ("ddt_ridge", "ddt_slope") for s in (0.0, 0.4)),
+    *(Case(1.58, form, (1, 300, 1), 300, 0.4, estimator=how, part=64) for form in FORMS for how in ("ddt_ridge", "ddt_slope")),
     *(Case(bits, form, estimator=Ewgs(0.3), sparsity=s) for bits in (1, 4, None) for form in FORMS for s in (0.0, 0.4)),
     *(Case(1, form, estimator=Reste(2.5, 1.2, 0.2), sparsity=s) for form in FORMS for s in (0.0, 0.4)),
     *(Case(bits, "affine", (2, 19, 1), 8, 0.4, dtype=torch.float64) for bits in (1.58, 8)),
@@ -68,7 +71,7 @@ def check(case: Case, x: Tensor) -> None:
 
     prune, scheme, how = arguments(case)
     leaf, g = x.double().clone().requires_grad_(), torch.randn(x.shape, dtype=torch.float64)
-    expected, q = quantize_reference(leaf, prune, scheme, how, case.block)
+    expected, q, kept = quantize_reference(leaf, prune, scheme, how, case.block)
     (expected_dx,) = torch.autograd.grad(expected, leaf, g)
     x_hat, facts = gpu.quantize(x, case.block, prune.fraction, prune.scope, *scheme)
     dx = gpu.quantize_backward(g.to(x.dtype), x, facts, case.block, *scheme, *name_and_settings(how))
@@ -82,7 +85,8 @@ def check(case: Case, x: Tensor) -> None:
     torch.testing.assert_close(x_hat.double(), expected.detach(), rtol=tolerance, atol=tolerance)
     largest = max(1.0, expected_dx.abs().max().item())
     torch.testing.assert_close(dx.double(), expected_dx, rtol=tolerance, atol=tolerance * largest)
-    ridge = closed_form.solve(sums_of(x.double(), q.detach(), case.block), 0.01, case.form)
+    sums, counts = (sums_of(t.double(), q.detach(), case.block) for t in (x, kept))
+    ridge = closed_form.solve(sums, 0.01, case.form, counts.x)
     for which, part in ((S, ridge.s), (OFFSET, ridge.offset)):
         torch.testing.assert_close(
             facts[..., which], torch.from_numpy(part + facts[..., which].numpy() * 0), rtol=1e-8, atol=1e-9
@@ -114,6 +118,17 @@ def test_blocks_of_zeros_stay_finite(bits: float | None, form: str, poisoned_mem
     x = torch.zeros(2, 5, 1)
     with poisoned_memory():
         check(Case(bits, form, (2, 5, 1), 5), x)
+
+
+@pytest.mark.parametrize("how", ["ddt", "ddt_ridge", "ddt_slope", "ewgs"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("part", [1 << 13, 64])
+def test_blocks_that_keep_nothing(how: str, form: str, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tbnn.ops.ddt.gpu.VALUES", 64)
+    monkeypatch.setattr("tbnn.ops.ddt.gpu.PART", part)
+    x = torch.randn(3, 300, 1, generator=torch.Generator().manual_seed(7))
+    x[1] /= 64
+    check(Case(1.58, form, (3, 300, 1), 300, 0.9, "tensor", how), x)
 
 
 def test_half_precision_is_read_as_it_is() -> None:

@@ -65,6 +65,7 @@ PACKS: dict[str, list[nn.Module]] = {
 
 DOES_NOT = {
     "CustomNeuron": "the Python of its steps cannot be written to a file of bits",
+    "StochasticLinear": "its units are random and its weights float",
     "Neuron": "the base of neurons; a subclass that overrides coefficients() packs",
     "Stateful": "the base of layers with a state",
     "CustomState": "a state",

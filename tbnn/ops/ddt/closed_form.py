@@ -75,10 +75,12 @@ def constants_of(n, x, q, g, s, r, linear):  # pyright: ignore
     return (g - r * q) / n, (2 * s * r * q - s * g - r * x) / n
 
 
-def check_slopes(sums: Sums, form: str) -> None:
-    """Raise ``ValueError`` where λ = 0 leaves a block's slope undefined."""
+def check_slopes(sums: Sums, form: str, kept: Scalars | None = None) -> None:
+    """Raise ``ValueError`` where λ = 0 leaves a block's slope undefined; a block that keeps nothing has slope 0."""
     denominator = denominator_of(sums.n, sums.q, sums.qq, 0.0, form == "linear")
     no_slope = denominator <= 1e-12 * sums.n * sums.qq  # the sums of a constant q rarely cancel to exactly 0
+    if kept is not None:
+        no_slope &= kept > 0
     if np.any(no_slope):
         what = "q is 0 everywhere in" if form == "linear" else "Var(q) is 0 in"
         raise ValueError(
@@ -86,14 +88,19 @@ def check_slopes(sums: Sums, form: str) -> None:
         )
 
 
-def solve(sums: Sums, lam: float, form: str) -> Ridge:
-    """Slope and offset of every block. Raises ``ValueError`` for λ=0 on a block that leaves the slope undefined."""
+def solve(sums: Sums, lam: float, form: str, kept: Scalars | None = None) -> Ridge:
+    """Slope and offset of every block. Raises ``ValueError`` for λ=0 on a block that leaves the slope undefined.
+
+    Where values are pruned λ counts the ``kept`` ones of each block, λ·kept/n for λ; with none the slope is 0.
+    """
     if lam == 0:
-        check_slopes(sums, form)
+        check_slopes(sums, form, kept)
     linear = form == "linear"
-    return Ridge(
-        *ridge_of(sums.n, sums.x, sums.q, sums.xq, denominator_of(sums.n, sums.q, sums.qq, lam, linear), linear)
-    )
+    if kept is None:
+        denominator = denominator_of(sums.n, sums.q, sums.qq, lam, linear)
+    else:
+        denominator = denominator_of(sums.n, sums.q, sums.qq, lam * (kept / sums.n), linear) + (kept == 0)
+    return Ridge(*ridge_of(sums.n, sums.x, sums.q, sums.xq, denominator, linear))
 
 
 def gradient(

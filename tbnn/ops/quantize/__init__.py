@@ -1,6 +1,6 @@
 """Prune, quantise to bits and reconstruct: what a weight passes through before it meets a spike."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,7 +74,9 @@ def quantize(
     1. *Sparsify*: x_S = x where |x| is among the largest, 0 elsewhere.
     2. *Grid*: ``f(x) = (x − b_f)·(1/s_f)``, with s_f and b_f statistics of the block, or of what it keeps; detached.
     3. *Quantise*: ``q = f(x_S) + δ``, δ the rounding error, detached; 0 where pruned.
-    4. *Denoise*: s and b by ridge regression of the dense x on q, as in :func:`tbnn.ddt`.
+    4. *Denoise*: s and b by ridge regression of the dense x on q, as in :func:`tbnn.ddt`, with λ·kept/n in place of λ
+       where a block keeps ``kept`` of its n values: λ counts as often as there are codes to weigh it against, so that
+       zeros between the values do not change s of the linear form. Where nothing is kept s = 0.
 
     The grids, with c_N the optimal step of N levels for a Gaussian (Max 1960), σ the block's standard deviation:
 
@@ -90,14 +92,16 @@ def quantize(
     None       q = x_S/s_f, s_f = rms                   q = x_S/s_f, s_f = rms
     =========  =======================================  =====================================================
 
-    λ is in units of q² on these grids. Multiplying x by a power of two multiplies x̂ by it exactly. Adding a constant
+    λ is in units of a kept value's q² on these grids. Multiplying x by a power of two multiplies x̂ by it exactly. Adding a constant
     to x adds it to x̂ in the affine form of 1.58 and 2 … 8 bits, but not of one bit, whose threshold stays at 0, nor
     where values are pruned. A constant block (affine) or one of zeros comes back as its mean.
 
     Forward, every estimator gives the same x̂, with one exception: a :class:`Pege` whose progress is below 1 leaves
-    some of the values as they are. Backward: "ddt", the exact gradient with δ constant (so dq/dx = 1/s_f for every
-    value, pruned and clipped ones too); "ste", the identity; "ewgs", "reste" (one bit only), "qgait", "pege":
-    :class:`Ewgs`, :class:`Reste`, :class:`Qgait`, :class:`Pege`. A second derivative is refused on the CPU.
+    some of the values as they are. Backward: "ddt", the gradient with δ constant (so dq/dx = 1/s_f for every value,
+    pruned and clipped ones too) of a ridge whose data are the kept values; "ddt_ridge", pruned ones too, as in the
+    paper; "ddt_slope", none, the slope alone: :class:`Ddt`; "ste", the identity; "ewgs", "reste" (one bit only),
+    "qgait", "pege": :class:`Ewgs`, :class:`Reste`, :class:`Qgait`, :class:`Pege`. A second derivative is refused on
+    the CPU.
 
     Statistics and codes are computed in float64 from x, so q does not depend on the dtype that holds x; the result
     has x's dtype. On the CPU float32 and float64 run in compiled kernels, which torch.compile, torch.export and
@@ -114,7 +118,8 @@ def quantize(
         scope: over what a fraction is taken: each "block", each "row" (all runs along ``dim`` together) or the
             whole "tensor". N:M has no use for it.
         form, lam, dim, block: as in :func:`tbnn.ddt`.
-        estimator: "ddt", "ste", "ewgs", "reste", "qgait", "pege", or an instance of their classes.
+        estimator: "ddt", "ddt_ridge", "ddt_slope", "ste", "ewgs", "reste", "qgait", "pege", or an instance of their
+            classes.
         backend: for tests; the tensor's device decides otherwise.
 
     Returns:
@@ -160,12 +165,12 @@ def quantize_with_codes(
         scale = x.new_ones((x3.shape[0], -(-x3.shape[1] // layout.block), x3.shape[2]))
         return x_hat, Codes(x_hat.detach(), scale, torch.zeros_like(scale))
     if kernels:
-        facts = found
-        s, offset = facts[..., S], facts[..., OFFSET]
-        values = values_cpu(x3, facts, scheme, layout.block)
+        s, offset = found[..., S], found[..., OFFSET]
+        values = values_cpu(x3, found, scheme, layout.block)
     else:
-        q = found
-        ridge = closed_form.solve(sums_of(x3.double(), q, layout.block), scheme.lam, form)
+        q, kept = found
+        sums, counts = _sums(x3, q, kept, layout.block)
+        ridge = closed_form.solve(sums, scheme.lam, form, counts)
         s, offset = (torch.from_numpy(part).to(x.device) for part in ridge)
         values = factor * q + shift if factor != 1 else q
     scale = s / factor  # q = (values − shift)/factor
@@ -205,10 +210,8 @@ def _has_kernels(x: Tensor, backend: str | None) -> bool:
     return backend_for(x, backend, KERNEL_DTYPES, KERNEL_DTYPES, exports=True) != "reference"
 
 
-def _run(
-    x3: Tensor, scheme: Scheme, prune: Sparsity, how: Estimator, block: int, kernels: bool
-) -> tuple[Tensor, Tensor]:
-    """x̂ of x3 (outer, n, inner), differentiable in it, and what the kernels found out about every block; else q."""
+def _run(x3: Tensor, scheme: Scheme, prune: Sparsity, how: Estimator, block: int, kernels: bool) -> tuple[Tensor, Any]:
+    """x̂ of x3 (outer, n, inner), differentiable in it, and what the kernels found out about every block; else q, kept."""
     inner, source = (Ste(), x3.detach()) if isinstance(how, Pege) else (how, x3)
     if not kernels:
         x_hat, found = _by_reference(source, scheme, prune, inner, block)
@@ -221,9 +224,17 @@ def _run(
     return mixed(x3, x_hat, how) if isinstance(how, Pege) else x_hat, found
 
 
-def _by_reference(x3: Tensor, scheme: Scheme, prune: Sparsity, how: Estimator, block: int) -> tuple[Tensor, Tensor]:
-    """The reference over (outer, n, inner): x̂ and q, in float64."""
-    x_hat, q = quantize_reference(x3, prune, scheme, how, block)
+def _by_reference(
+    x3: Tensor, scheme: Scheme, prune: Sparsity, how: Estimator, block: int
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The reference over (outer, n, inner): x̂, and q and which values are kept, in float64."""
+    x_hat, q, kept = quantize_reference(x3, prune, scheme, how, block)
     if scheme.lam == 0:
-        closed_form.check_slopes(sums_of(x3.double(), q, block), "linear" if scheme.linear else "affine")
-    return x_hat, q
+        sums, counts = _sums(x3, q, kept, block)
+        closed_form.check_slopes(sums, "linear" if scheme.linear else "affine", counts)
+    return x_hat, (q, kept)
+
+
+def _sums(x3: Tensor, q: Tensor, kept: Tensor, block: int) -> tuple[closed_form.Sums, closed_form.Scalars]:
+    """The sums of every block, and how many values it keeps."""
+    return sums_of(x3.double(), q, block), sums_of(kept.double(), q, block).x

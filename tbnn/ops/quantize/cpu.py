@@ -20,13 +20,12 @@ from tbnn.ops.quantize.parts import (
     LAST,
     MAP,
     MEASURES,
+    MODES,
     OFFSET,
     ORIGIN,
     PART,
     QUARTER,
-    RECTIFIED,
     RIDGE,
-    SCALED,
     SLOPE,
     SUM_X,
     TAU,
@@ -104,7 +103,7 @@ def forward_block(row, out, lo, hi, scheme, fact, kept, q, buffer, numbers):  # 
         end = min(at + PART, hi)
         if hi - lo > PART:
             code_again(row, lo, at, end, scheme, fact, kept, q)
-        finish_part(MAP, (0.0, 0.0, 0.0), scheme, fact, factors, q, row[at:end], q, out[at:end])
+        finish_part(MAP, (0.0, 0.0, 0.0), scheme, fact, factors, kept, q, row[at:end], q, out[at:end])
 
 
 @device_function
@@ -115,17 +114,17 @@ def backward_block(g, row, out, lo, hi, scheme, fact, mode, settings, kept, q, b
     factors[2], factors[3] = settings[0], settings[1]
     for at in range(lo, hi, PART):
         end = min(at + PART, hi)
-        if mode == RIDGE or hi - lo <= PART:
+        if mode >= RIDGE or hi - lo <= PART:
             code_again(row, lo, at, end, scheme, fact, kept, q)
-        if mode == RIDGE:
+        if mode >= RIDGE:
             gradient_sum_part(g[at:end], q, buffer, sums)
-    if mode == RIDGE:
-        solve_gradient(fact, sums, scheme, factors)
+    if mode >= RIDGE:
+        solve_gradient(mode, fact, sums, scheme, factors)
     for at in range(lo, hi, PART):
         end = min(at + PART, hi)
         if hi - lo > PART:
             code_again(row, lo, at, end, scheme, fact, kept, q)
-        finish_part(mode, settings, scheme, fact, factors, g[at:end], row[at:end], q, out[at:end])
+        finish_part(mode, settings, scheme, fact, factors, kept, g[at:end], row[at:end], q, out[at:end])
 
 
 @kernel
@@ -245,7 +244,7 @@ def _pass_long(g, x, n, block, scheme, facts, measured, what, parts):  # pyright
 
 
 @kernel
-def _join_long(parts, n, block, scheme, facts, measured, what, factors):  # pyright: ignore
+def _join_long(parts, n, block, scheme, facts, measured, what, mode, factors):  # pyright: ignore
     """Add up the parts of each long block, in order, and solve what the pass was for."""
     outer, runs, pieces = parts.shape[:3]
     for task in prange(outer * runs):
@@ -266,7 +265,7 @@ def _join_long(parts, n, block, scheme, facts, measured, what, factors):  # pyri
             solve(fact, scheme)
             factors[o, r, 2], factors[o, r, 3] = fact[S], fact[OFFSET]
         elif what == GRADIENT:
-            solve_gradient(fact, sums[:2], scheme, factors[o, r])
+            solve_gradient(mode, fact, sums[:2], scheme, factors[o, r])
         if what == DEVIATE or (what == MEASURE and scheme.measure != SPREAD):
             place(m, scheme, fact)
 
@@ -284,7 +283,7 @@ def _finish_long(g, x, n, block, pieces, scheme, facts, factors, mode, settings,
             fact = facts[o, r, 0]
             code_again(x[o * n : (o + 1) * n], lo, at, end, scheme, fact, kept, q)
             a, b = o * n + at, o * n + end
-            finish_part(mode, settings, scheme, fact, factors[o, r], g[a:b], x[a:b], q, out[a:b])
+            finish_part(mode, settings, scheme, fact, factors[o, r], kept, g[a:b], x[a:b], q, out[a:b])
 
 
 class _Long:
@@ -296,11 +295,11 @@ class _Long:
         self.parts: Array = np.empty((outer, runs, pieces, MEASURES))
         self.measured, self.factors = np.empty((outer, runs, MEASURES)), np.zeros((outer, runs, 4))
 
-    def add_up(self, what: int) -> None:
-        """One pass over the data, and what it is for."""
+    def add_up(self, what: int, mode: int = MAP) -> None:
+        """One pass over the data, and what it is for; ``mode`` as in :meth:`finish`."""
         g, x, n, block, scheme = self.g.reshape(-1), self.x.reshape(-1), self.n, self.block, self.scheme
         _pass_long(g, x, n, block, scheme, self.facts, self.measured, what, self.parts, work=x.size)
-        _join_long(self.parts, n, block, scheme, self.facts, self.measured, what, self.factors, work=0)
+        _join_long(self.parts, n, block, scheme, self.facts, self.measured, what, mode, self.factors, work=0)
 
     def finish(self, mode: int, settings: tuple[float, ...], out: Array) -> None:
         """The last pass, which writes ``out``."""
@@ -349,8 +348,7 @@ def backward(
     g: Array, x: Array, facts: Array, scheme: Scheme, estimator: str, settings: list[float], block: int
 ) -> Array:
     """dL/dx of contiguous x from G = dL/dx̂, each (outer, n, inner)."""
-    mode = {"ddt": RIDGE, "ewgs": SCALED, "reste": RECTIFIED}[estimator]
-    return _again(g, x, facts, scheme, mode, (*settings, 0.0, 0.0, 0.0)[:3], block)
+    return _again(g, x, facts, scheme, MODES[estimator], (*settings, 0.0, 0.0, 0.0)[:3], block)
 
 
 def values(x: Array, facts: Array, scheme: Scheme, block: int) -> Array:
@@ -369,8 +367,8 @@ def _again(
     elif block > LONG:
         long = _Long(g, x, block, scheme, facts)
         long.factors[..., 2:] = settings[:2]
-        if mode == RIDGE:
-            long.add_up(GRADIENT)
+        if mode >= RIDGE:
+            long.add_up(GRADIENT, mode)
         long.finish(mode, settings, out)
     else:
         chunk, flat = max(1, CHUNK // block), out.reshape(-1)

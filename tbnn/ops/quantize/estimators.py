@@ -27,7 +27,33 @@ def check_progress(name: str, progress: float) -> None:
 
 @dataclass(frozen=True)
 class Ddt(_Steady):
-    """The exact gradient of the ridge reconstruction, the rounding error δ held constant (arXiv 2409.09245)."""
+    """The gradient of the ridge reconstruction, the rounding error δ held constant (arXiv 2409.09245).
+
+    With f' = 1/s_f, c = q − q̄, D = N·Var(q) + λ·kept and A = Σ G·c in the affine form,
+
+        dL/dx = s·f'·G + (Ḡ − s·f'·Ḡ) + (A/D)·(c + f'·(x − x̄ − 2·s·c))
+
+    and in the linear one c = q, x̄ = Ḡ = 0, D = Σ q² + λ·kept. The first term goes through a value's own q, the others
+    through the block's statistics: s and, in the affine form, both means.
+
+    ``pruned="slope"``: what is pruned has q = 0 whatever it is, and cannot move the slope: it is no data of the ridge
+    and gets ``s·f'·G`` alone, kept values all of dL/dx. It is the gradient where pruned x and q enter the statistics as
+    constants. A block that keeps nothing has no slope: its values get G, as by "ste", and so may come back.
+    ``pruned="ridge"``, "ddt_ridge": the paper's, exact with δ constant: all of dL/dx for every value, pruned or not; the
+    gradient of a block that keeps nothing is Ḡ (affine) or 0 (linear). Without pruning both are one.
+
+    ``slope_only``, "ddt_slope": the statistics are constants for every value, as neurons have them with
+    ``differentiate_stats=False``: ``s·f'·G``, or G in a block that keeps nothing.
+    """
+
+    pruned: str = "slope"
+    slope_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pruned not in ("slope", "ridge"):
+            raise ValueError(f"Ddt: expected pruned 'slope' or 'ridge', got {self.pruned!r}")
+        if self.slope_only and self.pruned == "ridge":
+            raise ValueError("Ddt: slope_only gives pruned values the slope, expected pruned='slope', got 'ridge'")
 
 
 @dataclass(frozen=True)
@@ -175,13 +201,15 @@ MOST_SHARP = 100.0  # of Qgait: beyond, nothing but the jumps has a slope that f
 
 Estimator = Ddt | Ste | Ewgs | Reste | Qgait | Pege
 
-NAMES: dict[str, type[Estimator]] = {
-    "ddt": Ddt,
-    "ste": Ste,
-    "ewgs": Ewgs,
-    "reste": Reste,
-    "qgait": Qgait,
-    "pege": Pege,
+NAMES: dict[str, Estimator] = {
+    "ddt": Ddt(),
+    "ddt_ridge": Ddt(pruned="ridge"),
+    "ddt_slope": Ddt(slope_only=True),
+    "ste": Ste(),
+    "ewgs": Ewgs(),
+    "reste": Reste(),
+    "qgait": Qgait(),
+    "pege": Pege(),
 }
 
 
@@ -192,13 +220,13 @@ def estimator_of(estimator: str | Estimator) -> Estimator:
     if estimator not in NAMES:
         expected = ", ".join(repr(name) for name in NAMES)
         raise ValueError(f"estimator: expected one of {expected}, or an instance, got {estimator!r}")
-    return NAMES[estimator]()
+    return NAMES[estimator]
 
 
 def name_and_settings(estimator: Estimator) -> tuple[str, list[float]]:
     """An estimator as the kernels take it: a name and numbers. They know "ste" alone of :class:`Qgait`, :class:`Pege`."""
     if isinstance(estimator, Ddt):
-        return "ddt", []
+        return ("ddt_slope" if estimator.slope_only else "ddt_ridge" if estimator.pruned == "ridge" else "ddt"), []
     if isinstance(estimator, Ewgs):
         return "ewgs", [float(estimator.delta)]
     if isinstance(estimator, Reste):

@@ -21,13 +21,12 @@ from tbnn.ops.quantize.gpu_passes import (
     pass_parts,
 )
 from tbnn.ops.quantize.grid import SPREAD, Scheme
-from tbnn.ops.quantize.parts import COUNT, FACTS, LAST, MAP, RECTIFIED, RIDGE, SCALED, SUM_Q, SUM_QQ, SUM_X, SUM_XQ, TAU
+from tbnn.ops.quantize.parts import COUNT, FACTS, LAST, MAP, MODES, RIDGE, STAY, SUM_Q, SUM_QQ, SUM_X, SUM_XQ, TAU
 from tbnn.ops.quantize.sparsify import Sparsity, kept_of
 
 MANY = 256  # blocks that keep a GPU busy, a program each
 JOINED = 32  # long blocks whose passes one program joins
 MEASURE_PASS, DEVIATE_PASS, SUM_PASS, GRADIENT_PASS = range(4)
-MODES = {"ddt": RIDGE, "ewgs": SCALED, "reste": RECTIFIED}
 
 
 def quantize(x: Tensor, block: int, fraction: float, scope: str, *scheme_parts: Any) -> tuple[Tensor, Tensor]:
@@ -82,7 +81,7 @@ def quantize(x: Tensor, block: int, fraction: float, scope: str, *scheme_parts: 
         )
     if scheme.lam == 0:
         sums = Sums(*(facts[..., i].cpu().numpy() for i in (COUNT, SUM_X, SUM_Q, SUM_QQ, SUM_XQ)))
-        check_slopes(sums, "linear" if scheme.linear else "affine")
+        check_slopes(sums, "linear" if scheme.linear else "affine", facts[..., STAY].cpu().numpy())
     return out, facts
 
 
@@ -101,7 +100,7 @@ def quantize_values(x: Tensor, facts: Tensor, block: int, *scheme_parts: Any) ->
 def _again(g: Tensor, x: Tensor, facts: Tensor, block: int, scheme: Scheme, mode: int, settings: list[float]) -> Tensor:
     """Codes once more, and what ``mode`` makes of them."""
     how, out, facts = blocks_for(x, block), torch.empty_like(x), facts.contiguous()
-    if mode == RIDGE and _is_long(how):
+    if mode >= RIDGE and _is_long(how):
         sums = _pass(g, x, facts, None, how, scheme, GRADIENT_PASS)
         launch(
             finish_parts,
@@ -119,7 +118,7 @@ def _again(g: Tensor, x: Tensor, facts: Tensor, block: int, scheme: Scheme, mode
             **how.options,
         )
         return out
-    how = _whole(how) if mode == RIDGE else how
+    how = _whole(how) if mode >= RIDGE else how
     three = (*settings, 1.0, 1.0, 1.0)[:3]
     launch(
         backward_blocks,

@@ -19,10 +19,12 @@ from tbnn.ops.quantize import grid, parts
 
 SIGN, ROUND, ODD, REAL = (tl.constexpr(rule) for rule in (grid.SIGN, grid.ROUND, grid.ODD, grid.REAL))
 MAGNITUDE, SPREAD = tl.constexpr(grid.MAGNITUDE), tl.constexpr(grid.SPREAD)
-MAP, RIDGE, SCALED = (tl.constexpr(mode) for mode in (parts.MAP, parts.RIDGE, parts.SCALED))
+MAP, SCALED, RIDGE = (tl.constexpr(mode) for mode in (parts.MAP, parts.SCALED, parts.RIDGE))
+RIDGE_OF_KEPT, RIDGE_SLOPE = tl.constexpr(parts.RIDGE_OF_KEPT), tl.constexpr(parts.RIDGE_SLOPE)
 COUNT, SUM_X, SUM_Q, SUM_QQ = (tl.constexpr(i) for i in (parts.COUNT, parts.SUM_X, parts.SUM_Q, parts.SUM_QQ))
 SUM_XQ, S, OFFSET, ORIGIN = (tl.constexpr(i) for i in (parts.SUM_XQ, parts.S, parts.OFFSET, parts.ORIGIN))
-SLOPE, TAU, LAST, FACTS = (tl.constexpr(i) for i in (parts.SLOPE, parts.TAU, parts.LAST, parts.FACTS))
+SLOPE, STAY, TAU, LAST = (tl.constexpr(i) for i in (parts.SLOPE, parts.STAY, parts.TAU, parts.LAST))
+FACTS = tl.constexpr(parts.FACTS)
 
 # The formulas of closed_form.py, compiled once more; the interpreter wants to see `tl` beside every function.
 denominator_of, ridge_of, slope_gradient_of, constants_of = (
@@ -208,8 +210,10 @@ def finish_range(
         y = f2 * q + f3
         if MODE != MAP:
             gs = wide(tl.load(g + place, mask=inside, other=0.0))
-            if MODE == RIDGE:
+            if MODE >= RIDGE:
                 y = f0 * gs + f1 * xs + y
+                if SPARSE and MODE == RIDGE_OF_KEPT:
+                    y = tl.where(kept, y, f0 * gs)
             elif MODE == SCALED:
                 error = f - q
                 if RULE != REAL:
@@ -239,10 +243,16 @@ def set_fact(facts, unit, which: tl.constexpr, value, exists):
 
 
 @triton.jit
-def solve_block(facts, unit, count, sum_x, sum_q, sum_qq, sum_xq, lam, exists, LINEAR: tl.constexpr):
+def kept_denominator(n, kept, q, qq, lam, LINEAR: tl.constexpr):
+    """The ridge's denominator, λ counting what is kept; where that is nothing at least 1, and so s = r = 0."""
+    return denominator_of(n, q, qq, lam * (kept / n), LINEAR) + tl.where(kept > 0, 0.0, 1.0)
+
+
+@triton.jit
+def solve_block(facts, unit, count, kept, sum_x, sum_q, sum_qq, sum_xq, lam, exists, LINEAR: tl.constexpr):
     """Slope and offset of the ridge, written with the sums that they are made of."""
     n = tl.maximum(count, 1.0)
-    s, offset = ridge_of(n, sum_x, sum_q, sum_xq, denominator_of(n, sum_q, sum_qq, lam, LINEAR), LINEAR)
+    s, offset = ridge_of(n, sum_x, sum_q, sum_xq, kept_denominator(n, kept, sum_q, sum_qq, lam, LINEAR), LINEAR)
     set_fact(facts, unit, COUNT, count, exists)
     set_fact(facts, unit, SUM_X, sum_x, exists)
     set_fact(facts, unit, SUM_Q, sum_q, exists)
@@ -254,10 +264,18 @@ def solve_block(facts, unit, count, sum_x, sum_q, sum_qq, sum_xq, lam, exists, L
 
 
 @triton.jit
-def solve_gradient(facts, unit, g, gq, slope, lam, exists, LINEAR: tl.constexpr):
-    """dL/dx = f0·G + f1·x + f2·q + f3: dL/dx of the ridge plus f' times its dL/dq."""
+def solve_gradient(facts, unit, g, gq, slope, lam, exists, LINEAR: tl.constexpr, MODE: tl.constexpr):
+    """dL/dx = f0·G + f1·x + f2·q + f3: dL/dx of the ridge plus f' times its dL/dq; see parts.py's finish_part."""
     n, x = tl.maximum(fact(facts, unit, COUNT, exists), 1.0), fact(facts, unit, SUM_X, exists)
     q, qq, s = fact(facts, unit, SUM_Q, exists), fact(facts, unit, SUM_QQ, exists), fact(facts, unit, S, exists)
-    r = slope_gradient_of(n, q, g, gq, denominator_of(n, q, qq, lam, LINEAR), LINEAR)
+    kept = fact(facts, unit, STAY, exists)
+    r = slope_gradient_of(n, q, g, gq, kept_denominator(n, kept, q, qq, lam, LINEAR), LINEAR)
     x_const, q_const = constants_of(n, x, q, g, s, r, LINEAR)
-    return slope * s, slope * r, r * (1 - 2 * slope * s), x_const + slope * q_const
+    f0, f1, f2, f3 = slope * s, slope * r, r * (1 - 2 * slope * s), x_const + slope * q_const
+    if MODE == RIDGE_SLOPE:
+        f1, f2, f3 = 0.0 * f0, 0.0 * f0, 0.0 * f0
+    if MODE != RIDGE:
+        some = kept > 0
+        f0, f1 = tl.where(some, f0, 1.0), tl.where(some, f1, 0.0)
+        f2, f3 = tl.where(some, f2, 0.0), tl.where(some, f3, 0.0)
+    return f0, f1, f2, f3

@@ -14,6 +14,7 @@ from tbnn.ops.quantize.gpu_kernels import (
     RIDGE,
     SLOPE,
     SPREAD,
+    STAY,
     TAU,
     S,
     about_range,
@@ -50,11 +51,12 @@ def forward_blocks(
     origin, slope = place_of(count, total, low, high, about, RULE, MEASURE, LEVELS, STEP, LOW)
     set_fact(facts, unit, ORIGIN, origin, exists)
     set_fact(facts, unit, SLOPE, slope, exists)
+    set_fact(facts, unit, STAY, count, exists)
     sum_x, sum_q, sum_qq, sum_xq = sum_range(
         x, x, line, start, size, n, inner, tau, last, origin, slope, 0, block, False,
         RULE, LOW, HIGH, SPARSE, KEEP, GROUP, R, N,
     )  # fmt: skip
-    s, offset = solve_block(facts, unit, size.to(tl.float64), sum_x, sum_q, sum_qq, sum_xq, lam, exists, LINEAR)
+    s, offset = solve_block(facts, unit, size.to(tl.float64), count, sum_x, sum_q, sum_qq, sum_xq, lam, exists, LINEAR)
     finish_range(
         x, x, out, line, start, size, n, inner, tau, last, origin, slope, s, s, s, offset, lam, lam, lam, 0, block,
         MAP, RULE, LOW, HIGH, SPARSE, KEEP, GROUP, N,
@@ -67,19 +69,19 @@ def backward_blocks(
     MODE: tl.constexpr, RULE: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, SPARSE: tl.constexpr,
     KEEP: tl.constexpr, GROUP: tl.constexpr, LINEAR: tl.constexpr, R: tl.constexpr, N: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Whole blocks again: fill out with dL/dx, or with s0·q + s1 (MAP). Only RIDGE needs whole blocks."""
+    """Whole blocks again: fill out with dL/dx, or with s0·q + s1 (MAP). Only the ridge needs whole blocks."""
     unit, line, start, size, part = blocks_of(outer, n, inner, block, runs, parts, R, COLUMNS)
     exists = size > 0
     tau, last = fact(facts, unit, TAU, exists), fact(facts, unit, LAST, exists)
     origin, slope = fact(facts, unit, ORIGIN, exists), fact(facts, unit, SLOPE, exists)
     zero = 0.0 * origin
     f0, f1, f2, f3 = zero, zero, zero + s0, zero + s1
-    if MODE == RIDGE:
+    if MODE >= RIDGE:
         sum_g, _q, _qq, sum_gq = sum_range(
             g, x, line, start, size, n, inner, tau, last, origin, slope, 0, block, True,
             RULE, LOW, HIGH, SPARSE, KEEP, GROUP, R, N,
         )  # fmt: skip
-        f0, f1, f2, f3 = solve_gradient(facts, unit, sum_g, sum_gq, slope, lam, exists, LINEAR)
+        f0, f1, f2, f3 = solve_gradient(facts, unit, sum_g, sum_gq, slope, lam, exists, LINEAR, MODE)
     finish_range(
         g, x, out, line, start, size, n, inner, tau, last, origin, slope, f0, f1, f2, f3, s0, s1, s2,
         part * part_size, part_size, MODE, RULE, LOW, HIGH, SPARSE, KEEP, GROUP, N,
@@ -137,6 +139,7 @@ def join_place(
     origin, slope = place_of(count, total, low, high, away, RULE, MEASURE, LEVELS, STEP, LOW)
     set_fact(facts, unit, ORIGIN, origin, exists)
     set_fact(facts, unit, SLOPE, slope, exists)
+    set_fact(facts, unit, STAY, count, exists)
 
 
 @triton.jit
@@ -148,7 +151,7 @@ def join_sums(sums, counts, facts, blocks, lam: "fp64", LINEAR: tl.constexpr, R:
     q = tl.load(sums + blocks + unit, mask=exists, other=0.0)
     qq = tl.load(sums + 2 * blocks + unit, mask=exists, other=0.0)
     xq = tl.load(sums + 3 * blocks + unit, mask=exists, other=0.0)
-    solve_block(facts, unit, count, x, q, qq, xq, lam, exists, LINEAR)
+    solve_block(facts, unit, count, fact(facts, unit, STAY, exists), x, q, qq, xq, lam, exists, LINEAR)
 
 
 @triton.jit
@@ -164,10 +167,10 @@ def finish_parts(
     origin, slope = fact(facts, unit, ORIGIN, exists), fact(facts, unit, SLOPE, exists)
     s, offset = fact(facts, unit, S, exists), fact(facts, unit, OFFSET, exists)
     f0, f1, f2, f3 = s, s, s, offset
-    if MODE == RIDGE:
+    if MODE >= RIDGE:
         sum_g = tl.load(sums + unit, mask=exists, other=0.0)
         sum_gq = tl.load(sums + 3 * outer * runs * inner + unit, mask=exists, other=0.0)
-        f0, f1, f2, f3 = solve_gradient(facts, unit, sum_g, sum_gq, slope, lam, exists, LINEAR)
+        f0, f1, f2, f3 = solve_gradient(facts, unit, sum_g, sum_gq, slope, lam, exists, LINEAR, MODE)
     finish_range(
         g, x, out, line, start, size, n, inner, tau, last, origin, slope, f0, f1, f2, f3, lam, lam, lam,
         part * part_size, part_size, MODE, RULE, LOW, HIGH, SPARSE, KEEP, GROUP, N,

@@ -14,7 +14,7 @@ from tbnn.ops.ddt.operator import on_gpu, widened
 from tbnn.ops.kernels import as_numpy
 from tbnn.ops.quantize import cpu
 from tbnn.ops.quantize.grid import Scheme
-from tbnn.ops.quantize.parts import COUNT, FACTS, SUM_Q, SUM_QQ, SUM_X, SUM_XQ
+from tbnn.ops.quantize.parts import COUNT, FACTS, STAY, SUM_Q, SUM_QQ, SUM_X, SUM_XQ
 from tbnn.ops.quantize.sparsify import Sparsity
 
 _SCHEME = (
@@ -35,7 +35,7 @@ def _quantize(x: Tensor, block: int, fraction: float, scope: str, *scheme_parts:
     x_hat, facts = cpu.forward(as_numpy(widened(x)), scheme, sparsity, block)
     if scheme.lam == 0:
         sums = Sums(*(facts[..., i] for i in (COUNT, SUM_X, SUM_Q, SUM_QQ, SUM_XQ)))
-        check_slopes(sums, "linear" if scheme.linear else "affine")
+        check_slopes(sums, "linear" if scheme.linear else "affine", facts[..., STAY])
     return torch.from_numpy(x_hat).to(x.dtype), torch.from_numpy(facts)
 
 

@@ -18,10 +18,11 @@ PART = 1 << 13  # values handled at a time: x, q and the mask stay in the cache
 NO_FRACTION = 1.5 * 2.0**52  # added to |f| < 2^51 it leaves no room for a fraction: f rounds, halves to even
 
 # What leaves a part; see finish_part.
-MAP, RIDGE, SCALED, RECTIFIED = range(4)
+MAP, SCALED, RECTIFIED, RIDGE, RIDGE_OF_KEPT, RIDGE_SLOPE = range(6)  # from RIDGE on the ridge's gradient
+MODES = {"ddt": RIDGE_OF_KEPT, "ddt_ridge": RIDGE, "ddt_slope": RIDGE_SLOPE, "ewgs": SCALED, "reste": RECTIFIED}
 
 # What is known of a block, the last axis of `facts`.
-COUNT, SUM_X, SUM_Q, SUM_QQ, SUM_XQ, S, OFFSET, ORIGIN, SLOPE, TAU, LAST, FACTS = range(12)
+COUNT, SUM_X, SUM_Q, SUM_QQ, SUM_XQ, S, OFFSET, ORIGIN, SLOPE, STAY, TAU, LAST, FACTS = range(13)
 # What is measured of a block, part by part: a count, a sum, the extremes, and a sum about the mean.
 KEPT, TOTAL, LOWEST, HIGHEST, ABOUT, MEASURES = range(6)
 
@@ -209,6 +210,7 @@ def coarse(statistic):  # pyright: ignore
 @device_function
 def place(m, scheme, fact):  # pyright: ignore
     """Origin and slope of the block's grid from its measurement; see :func:`tbnn.ops.quantize.reference.place`."""
+    fact[STAY] = m[KEPT]
     origin = 0.0
     if scheme.measure == MAGNITUDE:
         step = m[TOTAL] / m[KEPT]
@@ -314,37 +316,53 @@ def gradient_sum_part(g, q, buffer, sums):  # pyright: ignore
 
 
 @device_function
-def solve(fact, scheme):  # pyright: ignore
-    """Slope and offset of the ridge from the block's sums."""
-    n, q = fact[COUNT], fact[SUM_Q]
-    denominator = denominator_of(n, q, fact[SUM_QQ], scheme.lam, scheme.linear)
-    fact[S], fact[OFFSET] = ridge_of(n, fact[SUM_X], q, fact[SUM_XQ], denominator, scheme.linear)
+def kept_denominator(fact, scheme):  # pyright: ignore
+    """The ridge's denominator, λ counting what is kept; where that is nothing 1, and so s = r = 0."""
+    n, kept = fact[COUNT], fact[STAY]
+    return denominator_of(n, fact[SUM_Q], fact[SUM_QQ], scheme.lam * (kept / n), scheme.linear) + (kept == 0)
 
 
 @device_function
-def solve_gradient(fact, g_sums, scheme, factors):  # pyright: ignore
-    """dL/dx = f0·G + f1·x + f2·q + f3: dL/dx of the ridge plus f' times its dL/dq."""
+def solve(fact, scheme):  # pyright: ignore
+    """Slope and offset of the ridge from the block's sums."""
+    denominator = kept_denominator(fact, scheme)
+    fact[S], fact[OFFSET] = ridge_of(fact[COUNT], fact[SUM_X], fact[SUM_Q], fact[SUM_XQ], denominator, scheme.linear)
+
+
+@device_function
+def solve_gradient(mode, fact, g_sums, scheme, factors):  # pyright: ignore
+    """dL/dx = f0·G + f1·x + f2·q + f3: dL/dx of the ridge plus f' times its dL/dq; see :func:`finish_part`."""
     n, x, q, s, slope = fact[COUNT], fact[SUM_X], fact[SUM_Q], fact[S], fact[SLOPE]
-    denominator = denominator_of(n, q, fact[SUM_QQ], scheme.lam, scheme.linear)
-    r = slope_gradient_of(n, q, g_sums[0], g_sums[1], denominator, scheme.linear)
+    r = slope_gradient_of(n, q, g_sums[0], g_sums[1], kept_denominator(fact, scheme), scheme.linear)
     x_const, q_const = constants_of(n, x, q, g_sums[0], s, r, scheme.linear)
     factors[0] = slope * s
     factors[1] = slope * r
     factors[2] = r * (1 - 2 * slope * s)
     factors[3] = x_const + slope * q_const
+    if mode == RIDGE_SLOPE:
+        factors[1:4] = 0.0
+    if mode != RIDGE and fact[STAY] == 0:
+        factors[0], factors[1:4] = 1.0, 0.0
 
 
 @device_function
-def finish_part(mode, settings, scheme, fact, factors, g, x, q, out):  # pyright: ignore
-    """What leaves, from q: an affine map of it (MAP), or dL/dx by one of the estimators."""
+def finish_part(mode, settings, scheme, fact, factors, kept, g, x, q, out):  # pyright: ignore
+    """What leaves, from q: an affine map of it (MAP), or dL/dx by one of the estimators.
+
+    RIDGE: a ridge over all values; RIDGE_OF_KEPT: pruned ones get f0·G alone; RIDGE_SLOPE: all do, f1 = f2 = f3 = 0.
+    """
     if mode == MAP:
         f2, f3 = factors[2], factors[3]
         for i in range(x.size):
             out[i] = f2 * q[i] + f3
-    elif mode == RIDGE:
+    elif mode >= RIDGE:
         f0, f1, f2, f3 = factors[0], factors[1], factors[2], factors[3]
-        for i in range(x.size):
-            out[i] = f0 * g[i] + f1 * x[i] + f2 * q[i] + f3
+        if mode == RIDGE_OF_KEPT and scheme.sparse:
+            for i in range(x.size):
+                out[i] = f0 * g[i] + f1 * x[i] + f2 * q[i] + f3 if kept[i] else f0 * g[i]
+        else:
+            for i in range(x.size):
+                out[i] = f0 * g[i] + f1 * x[i] + f2 * q[i] + f3
     elif mode == SCALED:
         origin, slope = fact[ORIGIN], fact[SLOPE]
         low, high = scheme.low, scheme.high

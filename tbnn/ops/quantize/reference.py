@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tbnn.ops.ddt.reference import ddt_reference
+from tbnn.ops.ddt.reference import ddt_reference, ridge_reference
 from tbnn.ops.quantize.estimators import Ddt, Estimator, Ewgs, Qgait, Reste
 from tbnn.ops.quantize.grid import MAGNITUDE, ODD, REAL, ROUND, SIGN, SPREAD, Scheme
 from tbnn.ops.quantize.soft import sloped, soft_slope
@@ -93,15 +93,24 @@ def codes(x: Tensor, kept: Tensor, grid: Placed, scheme: Scheme) -> Tensor:
 
 
 def quantize_blocks(x: Tensor, kept: Tensor, scheme: Scheme, estimator: Estimator) -> tuple[Tensor, Tensor]:
-    """x (…, n) -> x̂, differentiable as ``estimator`` says, and q; a block is the whole last axis."""
+    """x (…, n) -> x̂, differentiable as ``estimator`` says, and q; a block is the whole last axis.
+
+    λ counts what is kept: λ·kept/n for λ in the formulas. A block that keeps nothing has q = 0, and with any λ s = 0.
+    """
     fixed = x.detach()
     grid = place(fixed, kept, scheme)
     q = codes(fixed, kept, grid, scheme)
     f = (x - grid.origin) * grid.slope
     form = "linear" if scheme.linear else "affine"
+    share = kept.sum(-1, keepdim=True).to(x.dtype) / x.shape[-1]
+    lam = torch.where(share > 0, scheme.lam * share, 1.0)
     if isinstance(estimator, Ddt):
-        return ddt_reference(x, f + (q - f).detach(), scheme.lam, form), q
-    x_hat = ddt_reference(fixed, q, scheme.lam, form)
+        if estimator.pruned == "ridge" or not (scheme.sparse or estimator.slope_only):
+            return ddt_reference(x, f + (q - f).detach(), lam, form), q
+        data = torch.zeros_like(kept) if estimator.slope_only else kept
+        slope = torch.where(share > 0, ridge_reference(fixed, q, lam, form)[0] * grid.slope, 1.0)
+        return ridge_over(data, x, f + (q - f).detach(), slope, lam, form), q
+    x_hat = ddt_reference(fixed, q, lam, form)
     if isinstance(estimator, Qgait):
         return sloped(x, x_hat, soft_slope(f.detach(), scheme, estimator)), q
     if isinstance(estimator, Ewgs):
@@ -111,6 +120,12 @@ def quantize_blocks(x: Tensor, kept: Tensor, scheme: Scheme, estimator: Estimato
         size = (fixed * grid.slope * (2 if scheme.low == 0 else 1)).abs()  # |x| / mean|x|
         x = x * reste_slope(size, estimator)
     return x_hat + (x - x.detach()), q
+
+
+def ridge_over(data: Tensor, x: Tensor, q: Tensor, slope: Tensor, lam: Tensor, form: str) -> Tensor:
+    """x̂ of x and q (…, n) whose statistics are differentiable where ``data`` alone; elsewhere dL/dx = slope·G."""
+    x_hat = ddt_reference(torch.where(data, x, x.detach()), torch.where(data, q, q.detach()), lam, form)
+    return x_hat + torch.where(data, 0.0, slope) * (x - x.detach())
 
 
 def reste_slope(size: Tensor, estimator: Reste) -> Tensor:
@@ -138,11 +153,11 @@ class _Ewgs(torch.autograd.Function):
 
 def quantize_reference(
     x: Tensor, sparsity: Sparsity, scheme: Scheme, estimator: Estimator, block: int
-) -> tuple[Tensor, Tensor]:
-    """x (outer, n, inner) -> x̂ and q, in float64; blocks are runs of ``block`` along n."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (outer, n, inner) -> x̂ and q, in float64, and which values are kept; blocks are runs of ``block`` along n."""
     wide = x.double()
     kept = kept_mask(wide, sparsity, block) if scheme.sparse else torch.ones_like(wide, dtype=torch.bool)
     pieces = zip(*(torch.split(t.transpose(1, 2), block, dim=-1) for t in (wide, kept)), strict=True)
     done = [quantize_blocks(p, k, scheme, estimator) for p, k in pieces]
     x_hat, q = (torch.cat(parts, -1).transpose(1, 2) for parts in zip(*done, strict=True))
-    return x_hat, q
+    return x_hat, q, kept
