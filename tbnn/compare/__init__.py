@@ -28,7 +28,7 @@ def compare(config: CompareConfig, *, command: str = "", quiet: bool = False) ->
     from tbnn.train.batches import packed_file
 
     if config.quick:
-        config = replace(config, output=f"{config.output.rstrip('/')}-quick", results=None)
+        config = replace(config, output=f"{config.output.rstrip('/')}-quick", results=None, stale="repeat")
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: expected a folder, got the file {folder}")
