@@ -221,3 +221,16 @@ def test_braille_figures() -> None:
         "atan", "atan, scale tuned", "readout only",
     ):  # fmt: skip
         assert f"| {shown[name]} % |" in TEXTS["README.md"]
+
+
+def test_figures_outside_spikes() -> None:
+    from tbnn.compare.statistics import comparisons, estimates
+    from tbnn.compare.tables import with_interval
+
+    results = json.loads((ROOT / "experiments/16_outside_spikes/results.json").read_text())
+    ledger = TEXTS["experiments/README.md"]
+    for name, one in estimates(results)["language"].items():
+        assert f"| {name} | {with_interval(one['mean'], one['interval'])} |" in ledger
+    row = comparisons(results)["language"]["comparisons"]["DDT affine"]
+    assert f"{-100 * row['difference']:.1f} points above DDT affine (p = {row['p_holm']:.3f})" in ledger
+    assert f"{results['config']['parameters']:,} parameters" in ledger

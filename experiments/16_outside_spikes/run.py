@@ -182,7 +182,7 @@ def train(name: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
         **{f"{split}_loss": loss for split, (_, loss) in measured.items()},
         "train_loss": curve[-1] if curve else None, "diverged": diverged, "steps": len(losses),
         "seconds": round(time.process_time() - began, 2), "code": code(), "initial": initial,
-        "mechanism": {
+        "stability": {
             # Oscillation: how far the loss, averaged over a fortieth of the steps, rises above what it had reached, nats.
             "largest_rise": max((now - min(curve[:i]) for i, now in enumerate(curve) if i), default=0.0),
             "median_gradient_norm": statistics.median(norms) if norms else None,
@@ -271,7 +271,7 @@ def results(
             }
             for name, how in ESTIMATORS.items()
         },
-        "margin": 0.005, "converged": 0.5,
+        "margin": 0.005, "converged": 0.5, "complete": True, "stale": 0, "quick": False, "reference": None,
         "chosen": {TASK: {name: {"optim.learning_rate": rate} for name, rate in chosen.items()}},
         "tuning": [{**row, "trial": trials[row["settings"]["optim.learning_rate"]]} for row in tuned],
         "runs": finals,
