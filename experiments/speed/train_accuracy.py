@@ -20,14 +20,12 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import bootstrap
 from suite import BETA
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from train_sides import in_snntorch
+from torch import nn
 
-from tbnn import quantize, unpack_bits
+from tbnn.compare.in_snntorch import InSnntorch, spike_grad
 from tbnn.data import PackedFrames
 from tbnn.files import replacing
-from tbnn.nn import BinaryConv2d, BinaryLinear, Network, calibrate
+from tbnn.nn import Network, calibrate
 from tbnn.nn.zoo import braille_recurrent, nmnist_conv
 from tbnn.train.batches import EpochOrder, evaluation_loader, packed_file, train_loader
 from tbnn.train.config import DataConfig
@@ -52,37 +50,6 @@ CASES = {"nmnist_conv": Case("nmnist_small", 12, 4e-3), "braille_recurrent": Cas
 BATCH = 32
 
 
-class Quantised(nn.Module):
-    """Latent weights to Ŵ, as the layer of tbnn does it."""
-
-    def __init__(self, layer: BinaryLinear | BinaryConv2d) -> None:
-        super().__init__()
-        names = ("bits", "sparsity", "scope", "form", "lam", "block", "estimator")
-        self.options: dict[str, Any] = {name: getattr(layer, name) for name in names}
-
-    def forward(self, latent: Tensor) -> Tensor:
-        return quantize(latent.flatten(1), dim=1, **self.options).view_as(latent)
-
-
-class Stepped(nn.Module):
-    """A network in snntorch with the latent weights of ours, quantised once a call."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = in_snntorch(network)
-        ours = [m for m in network.modules() if isinstance(m, (BinaryLinear, BinaryConv2d))]
-        theirs = [m for m in self.network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-        for layer, plain in zip(ours, theirs, strict=True):
-            parametrize.register_parametrization(plain, "weight", Quantised(layer), unsafe=True)
-            own: Any = plain.parametrizations
-            with torch.no_grad():
-                own.weight.original.copy_(layer.weight)
-
-    def forward(self, x: Tensor) -> Any:
-        with parametrize.cached():
-            return self.network(x)
-
-
 def build(case: str, sensor: tuple[int, ...], classes: int) -> Network:
     """The network of E2E."""
     if case == "nmnist_conv":
@@ -101,27 +68,24 @@ def run(job: tuple[str, str, int]) -> dict[str, Any]:
     network = build(name, train.info.sensor, len(train.info.classes))
     order = EpochOrder(len(train), seed)
     loader = train_loader(train, order, BATCH)
-    features = torch.Size(network.input_shape or ())
     calibrate(network, next(iter(loader))[0])
-    model: nn.Module = network if side == OURS else Stepped(network)
+    model: nn.Module = network
+    if side == SNNTORCH:
+        model = InSnntorch(network, train.info.bits, spike_grad("atan", 2.0, 1.0))
     optimizer = torch.optim.AdamW(model.parameters(), case.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, case.learning_rate, total_steps=case.epochs * len(loader))
-
-    def readout(words: Tensor) -> Tensor:
-        x = words if side == OURS else unpack_bits(words, features.numel()).unflatten(2, features)
-        return model(x)[0].mean(0)
 
     model.train()
     for order.epoch in range(case.epochs):
         for words, labels in loader:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(readout(words), labels).backward()
+            nn.functional.cross_entropy(model(words)[0].mean(0), labels).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
     model.eval()
     with torch.no_grad():
-        right = [(readout(words).argmax(1) == labels).float() for words, labels in evaluation_loader(test)]
+        right = [(model(words)[0].mean(0).argmax(1) == labels).float() for words, labels in evaluation_loader(test)]
     accuracy = torch.cat(right).mean().item()
     print(f"{name} {side} seed {seed}: {accuracy:.4f}", flush=True)
     return {"case": name, "side": side, "seed": seed, "accuracy": accuracy, "recordings": len(test)}

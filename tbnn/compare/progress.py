@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
 class Display:
-    """Runs done of all, the last one's accuracy, and the time left: the work left over the pace of this session's runs."""
+    """Runs done of all, the last one's accuracy, and the time left: the work left over the pace of this call's runs."""
 
     def __init__(self, total: int, done: int, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)

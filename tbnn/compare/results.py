@@ -1,7 +1,7 @@
 """What a comparison leaves behind: results.json, from which every table, figure and verdict is made again.
 
 title, claim, command, date, environment, code    what was asked, when, by which versions and sources
-processes, cpu_seconds, wall_seconds              of all runs; of this session
+processes, cpu_seconds, wall_seconds              of all runs; of this call
 config                                            the whole configuration
 tasks        by name: axes, classes, chance, recordings of each split
 estimators   by name: library, group, settings, what it searches
