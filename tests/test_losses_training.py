@@ -10,7 +10,7 @@ from tbnn.losses import cross_entropy, rate_target, temporal_efficient_training
 from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent
 from tbnn.train import ModelConfig, OptimConfig, TrainConfig, load_run, train
 from tbnn.train.log import read_metrics
-from tbnn.train.loop import _objective
+from tbnn.train.step import objective
 from tbnn.train.work import evaluate_run
 
 
@@ -22,7 +22,7 @@ def test_the_objective_is_the_sum_of_its_parts(recurrent: bool) -> None:
     )
     x, labels = (torch.rand(6, 4, 9) < 0.5).float(), torch.tensor([0, 1, 2, 1])
     optim = OptimConfig(loss="tet", tet_lambda=0.3, label_smoothing=0.1, rate_weight=2.0, rate_target=0.2)
-    loss, readout = _objective(network, x, labels, optim)
+    loss, readout = objective(network, x, labels, optim)
     rates, y = [], x
     for layer in network.layers:
         out = layer(y)
@@ -33,7 +33,7 @@ def test_the_objective_is_the_sum_of_its_parts(recurrent: bool) -> None:
     assert torch.equal(readout, y)
     tet = temporal_efficient_training(y, labels, 0.3, label_smoothing=0.1)
     torch.testing.assert_close(loss, tet + 2 * (rates[0] + rates[1]))
-    plain, _ = _objective(network, x, labels, OptimConfig(readout="count", tet_lambda=0.3))
+    plain, _ = objective(network, x, labels, OptimConfig(readout="count", tet_lambda=0.3))
     assert torch.equal(plain, cross_entropy(y, labels, "count"))
     assert not any(m._forward_hooks for m in network.modules())
 
@@ -41,7 +41,7 @@ def test_the_objective_is_the_sum_of_its_parts(recurrent: bool) -> None:
 def test_hooks_go_when_the_network_fails() -> None:
     network = Network([BinaryLinear(9, 7), Leaky(0.9), BinaryLinear(8, 3), LeakyIntegrator(0.9)])  # 7 is not 8
     with pytest.raises((ValueError, RuntimeError)):
-        _objective(network, torch.zeros(6, 4, 9), torch.zeros(4, dtype=torch.int64), OptimConfig())
+        objective(network, torch.zeros(6, 4, 9), torch.zeros(4, dtype=torch.int64), OptimConfig())
     assert not any(m._forward_hooks for m in network.modules())
 
 
