@@ -2,9 +2,12 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tbnn.compare import statistics
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {name: (ROOT / name).read_text() for name in ("README.md", "experiments/README.md")}
@@ -199,6 +202,17 @@ def test_exact_gradient_figures() -> None:
     assert (round(atan[0]), round(atan[1])) == (6, 102)
 
 
+@pytest.fixture
+def _all_resamples() -> Iterator[None]:
+    """The tests of comparisons take fewer, in the same process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "BOOTSTRAP", 9999)
+        statistics._interval.cache_clear()
+        yield
+    statistics._interval.cache_clear()
+
+
+@pytest.mark.usefixtures("_all_resamples")
 def test_braille_figures() -> None:
     from tbnn.compare.statistics import estimates
     from tbnn.compare.tables import with_interval
@@ -223,6 +237,7 @@ def test_braille_figures() -> None:
         assert f"| {shown[name]} % |" in TEXTS["README.md"]
 
 
+@pytest.mark.usefixtures("_all_resamples")
 def test_figures_outside_spikes() -> None:
     from tbnn.compare.statistics import comparisons, estimates
     from tbnn.compare.tables import with_interval
