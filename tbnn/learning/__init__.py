@@ -1,0 +1,1 @@
+"""How weights change: rules of one protocol, from back-propagation through time to local plasticity."""
