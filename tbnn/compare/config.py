@@ -4,8 +4,10 @@ A configuration that would give one estimator more than another, or that would c
 refused here, before anything runs.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+from tbnn.learning import LearningConfig
 
 SPIKES: dict[str, dict[str, Any]] = {
     "soft": {"model.gradient": "ddt", "model.target": "soft"},
@@ -48,6 +50,9 @@ ESTIMATOR_SETTINGS = frozenset(
 )  # fmt: skip
 """What an estimator may set: how gradients are estimated. Anything else would make it another network or another budget."""
 
+RULE_SETTINGS = frozenset(f"learning.{option.name}" for option in fields(LearningConfig))
+"""What says by which rule an estimator's gradients come about."""
+
 SEARCHED = ESTIMATOR_SETTINGS | {"optim.learning_rate", "optim.clip_norm"}
 
 
@@ -61,10 +66,12 @@ class EstimatorConfig:
             ("signed" is its triangular, "sparse_fast_sigmoid" its SFS); "sso" in its own library only.
         weights: "ste", "ewgs", "reste", "pege", "qgait", "ddt", "ddt_ridge", "ddt_slope" (the ridge's slope alone), or
             "float"; "ste_linear", "ddt_affine" and so on fix the form.
+        rule: by which they reach the weights: "bptt", or an online one, see :class:`tbnn.learning.LearningConfig`; its further
+            options are ``settings``, ``learning.feedback: random`` say.
         library: "tbnn", or "snntorch": the same network of snntorch's neurons in a loop over time (a bare surrogate only).
         search: which of ``tuning.search`` it tunes, all of them if not given; the number of trials is the same for all.
         trials: may repeat ``tuning.trials``; another number is refused.
-        settings: further settings of the gradient, ``model.scale: 4`` say.
+        settings: further settings of the gradient or the rule, ``model.scale: 4`` say.
         control: "none", or of :func:`tbnn.compare.mechanism.control`: "readout", only the readout learns; "zero", no
             gradient passes a spike. A constant surrogate is ``spikes: straight_through_estimator``.
         group: under which heading it counts; found from the rest if not given.
@@ -72,6 +79,7 @@ class EstimatorConfig:
 
     spikes: str
     weights: str = "ste"
+    rule: str = "bptt"
     library: Literal["tbnn", "snntorch"] = "tbnn"
     search: list[str] | None = None
     trials: int | None = None
@@ -89,18 +97,21 @@ class EstimatorConfig:
             raise ValueError(f"weights: expected one of {_names(WEIGHTS)}, got {self.weights!r}")
         if self.library == "snntorch" and self.spikes in SPIKES:
             raise ValueError(f"library: snntorch's neurons take a bare surrogate, got spikes {self.spikes!r}")
+        if self.library == "snntorch" and self.rule != "bptt":
+            raise ValueError(f"library: snntorch's networks learn by 'bptt', got rule {self.rule!r}")
         for name in self.settings:
-            if name not in ESTIMATOR_SETTINGS:
+            if name not in ESTIMATOR_SETTINGS | RULE_SETTINGS:
                 raise ValueError(
                     f"settings: {name} belongs to the task, equal for all: an estimator with its own would be another "
-                    f"network or another budget; expected one of {_names(ESTIMATOR_SETTINGS)}"
+                    f"network or another budget; expected one of {_names(ESTIMATOR_SETTINGS, RULE_SETTINGS)}"
                 )
 
     @property
     def model(self) -> dict[str, Any]:
         """Its settings, dotted, the explicit ones last."""
         bare = {"model.gradient": "surrogate"} | ({} if self.spikes == RANDOM else {"model.surrogate": self.spikes})
-        return {**SPIKES.get(self.spikes, bare), **WEIGHTS[self.weights], **self.settings}
+        rule = {} if self.rule == "bptt" else {"learning.rule": self.rule}
+        return {**SPIKES.get(self.spikes, bare), **WEIGHTS[self.weights], **rule, **self.settings}
 
     @property
     def heading(self) -> str:
@@ -109,6 +120,8 @@ class EstimatorConfig:
             return self.group
         if self.control != "none":
             return "control"
+        if self.rule != "bptt":
+            return "other"
         if self.weights == "float":
             return "float"
         if self.spikes in SPIKES or self.weights.startswith("ddt"):

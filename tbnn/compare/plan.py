@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tbnn.compare.config import CompareConfig, EstimatorConfig
+from tbnn.learning import LearningConfig
 from tbnn.train.config import TrainConfig
 from tbnn.train.parse import Parser, add_arguments, configured
 
@@ -49,7 +50,8 @@ class Job:
         """Fixed by all that this run does, not by names, nor by where its data lie."""
         train = asdict(self.train)
         train["data"] = {**train["data"], "source": None, "cache": None}
-        train = {part: train[part] for part in ("data", "model", "optim", "seed")}
+        default = self.train.learning == LearningConfig()
+        train = {part: train[part] for part in ("data", "model", "optim", *([] if default else ["learning"]), "seed")}
         how = (self.how.library, self.how.control, self.phase, self.mechanism, self.smoothed, self.quick)
         return hashlib.sha256(json.dumps([train, how], sort_keys=True).encode()).hexdigest()[:16]
 

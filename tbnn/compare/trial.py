@@ -22,7 +22,7 @@ from tbnn.train.batches import EpochOrder, evaluation_loader, packed_file, train
 from tbnn.train.build import build_network
 from tbnn.train.config import ModelConfig
 from tbnn.train.evaluate import Evaluation, evaluate
-from tbnn.train.step import Diverged, backpropagate, check_finite, optimizer_of, schedule_of
+from tbnn.train.step import Diverged, check_finite, learner, optimizer_of, schedule_of
 
 QUICK_BATCHES = 3
 OBSERVED = 64  # validation recordings on which a mechanism is measured
@@ -115,9 +115,21 @@ def _train(
     model: nn.Module, loader: Any, order: EpochOrder, varied: AugmentedFrames, job: Job, observer: Observer | None
 ) -> History:
     """Train for the epochs of the configuration, or until a number is not finite."""
-    optim, history = job.train.optim, History()
-    optimizer = optimizer_of(model, optim)
+    optim, learning, history = job.train.optim, job.train.learning, History()
+    rule = learner(model, optim, learning, job.train.seed)
+    optimizer = optimizer_of(model, optim, rule.parameters())
     schedule = schedule_of(optimizer, optim, len(loader))
+    norms: list[float] = []
+
+    def change() -> None:
+        parameters = [*model.parameters(), *rule.parameters()]
+        norms.append(nn.utils.clip_grad_norm_(parameters, optim.clip_norm or math.inf).item())
+        check_finite("the norm of the gradient", norms[-1])
+        if observer is not None:
+            observer.step()
+        optimizer.step()
+        optimizer.zero_grad()
+
     model.train()
     for epoch in range(1, optim.epochs + 1):
         order.epoch = varied.epoch = epoch
@@ -126,18 +138,15 @@ def _train(
         for words, labels in _few(loader, job.quick):
             optimizer.zero_grad()
             try:
-                loss, _ = backpropagate(model, words, labels, optim)
-                norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm or math.inf).item()
-                check_finite("the norm of the gradient", norm)
+                outcome = rule.sequence(words, labels, change, steps=learning.update_every)
+                check_finite("the loss", outcome.loss)
             except Diverged:
                 history.diverged = len(history.norms) + 1
                 return history
-            if observer is not None:
-                observer.step()
-            optimizer.step()
             schedule.step()
-            history.norms.append(norm)
-            losses, seen = losses + loss * len(labels), seen + len(labels)
+            history.norms.append(max(norms))
+            norms.clear()
+            losses, seen = losses + outcome.loss * len(labels), seen + len(labels)
         history.losses.append(losses / seen)
         if observer is not None:
             observer.epoch()

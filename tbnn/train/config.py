@@ -5,6 +5,7 @@ from typing import Literal
 
 from tbnn.data.augment import Augment
 from tbnn.data.frames.options import FrameOptions
+from tbnn.learning import LearningConfig
 from tbnn.surrogate import (
     Surrogate,
     atan,
@@ -241,6 +242,7 @@ class TrainConfig:
     """One training run.
 
     Attributes:
+        learning: the rule by which weights change.
         output: the run's folder, made if need be; one that holds a run is refused unless ``resume`` or ``overwrite``.
         seed: of weights, data order and augmentation; the same seed gives the same numbers on the same machine.
         resume: go on from the last checkpoint in ``output``.
@@ -251,6 +253,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    learning: LearningConfig = field(default_factory=LearningConfig)
     output: str = "runs/train"
     seed: int = 0
     resume: bool = False

@@ -1,4 +1,4 @@
-"""The training loop: back-propagation through time over a packed dataset."""
+"""The training loop: a learning rule, back-propagation through time or another, over a packed dataset."""
 
 import copy
 import math
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tbnn.data import AugmentedFrames, PackedFrames
 from tbnn.files import replacing
+from tbnn.learning import Rule
 from tbnn.losses import logits
 from tbnn.nn import Network, calibrate, detect_nonfinite, health_warnings, progress
 from tbnn.train.batches import EpochOrder, Waiting, evaluation_loader, packed_file, train_loader
@@ -24,7 +25,7 @@ from tbnn.train.evaluate import evaluate
 from tbnn.train.log import Display, MetricsLog
 from tbnn.train.parse import config_from_file
 from tbnn.train.run import load_weights, run_facts, save_weights, write_config, write_json
-from tbnn.train.step import Diverged, backpropagate, check_finite, objective, optimizer_of, schedule_of
+from tbnn.train.step import Diverged, check_finite, learner, optimizer_of, schedule_of
 
 RESULTS = ("simulation.json", "model.tbnn", "report.html")  # what later commands write into a run's folder
 
@@ -64,9 +65,12 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
     loader = train_loader(varied, order, config.optim.batch_size, config.data.workers)
     if not config.resume:
         _calibrate(network, frames, order, config)
-    optimizer = optimizer_of(network, config.optim)
+    if config.learning.rule != "bptt" and accelerator.num_processes > 1:
+        raise ValueError(f"learning.rule: {config.learning.rule!r} runs in one process, got {accelerator.num_processes}")
+    rule = learner(network, config.optim, config.learning, config.seed, accelerator.backward)
+    optimizer = optimizer_of(network, config.optim, rule.parameters())
     schedule = schedule_of(optimizer, config.optim, len(loader))
-    progress = _resume(folder, network, optimizer, schedule) if config.resume else Progress()
+    progress = _resume(folder, network, rule, optimizer, schedule) if config.resume else Progress()
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         if config.overwrite:
@@ -74,8 +78,9 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
         write_config(folder, config)
         write_json(folder / "run.json", run_facts(folder, config, frames.info, str(accelerator.device), packed))
     model, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
+    rule.network = model
     trainer = _Trainer(
-        config, folder, accelerator, model, optimizer, schedule, loader, order, varied, validation, progress
+        config, folder, accelerator, model, rule, optimizer, schedule, loader, order, varied, validation, progress
     )
     trainer.run(quiet=quiet or not accelerator.is_main_process)
     return folder
@@ -96,7 +101,7 @@ def _check_folder(folder: Path, config: TrainConfig) -> None:
 def _check_same(config: TrainConfig, saved: TrainConfig, folder: Path) -> None:
     """Raise ``ValueError`` unless a resumed run has the settings it was started with (where data lie may change)."""
     same_place = {"source": None, "cache": None}
-    for part in ("data", "model", "optim", "seed"):
+    for part in ("data", "model", "optim", "learning", "seed"):
         got, expected = getattr(config, part), getattr(saved, part)
         if part == "data":
             got, expected = replace(got, **same_place), replace(expected, **same_place)
@@ -125,13 +130,14 @@ def _calibrate(network: Network, frames: PackedFrames, order: EpochOrder, config
         calibrate(network, words, rate=config.optim.calibrate)
 
 
-def _resume(folder: Path, network: Network, optimizer: Optimizer, schedule: LRScheduler) -> Progress:
+def _resume(folder: Path, network: Network, rule: Rule, optimizer: Optimizer, schedule: LRScheduler) -> Progress:
     facts = load_weights(folder / "last.safetensors", network)
     path = folder / "last.optimizer.pt"
     try:
         saved = torch.load(path, weights_only=True)
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
+        rule.load_state_dict(saved.get("rule", {}))
         return Progress(facts["epoch"], facts["best_epoch"], facts["best_accuracy"])
     except FileNotFoundError:
         raise
@@ -143,11 +149,12 @@ class _Trainer:
     """The loop itself, once everything is prepared."""
 
     def __init__(
-        self, config: TrainConfig, folder: Path, accelerator: Accelerator, model: Any, optimizer: Any, schedule: Any,
+        self, config: TrainConfig, folder: Path, accelerator: Accelerator, model: Any, rule: Rule, optimizer: Any, schedule: Any,
         loader: Any, order: EpochOrder, frames: AugmentedFrames, validation: PackedFrames, progress: Progress,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.accelerator = config, folder, accelerator
-        self.model, self.optimizer, self.schedule, self.loader, self.order = model, optimizer, schedule, loader, order
+        self.model, self.rule, self.optimizer, self.schedule = model, rule, optimizer, schedule
+        self.loader, self.order = loader, order
         self.frames, self.validation, self.progress = frames, validation, progress
         self.readout = config.optim.readout
 
@@ -180,7 +187,7 @@ class _Trainer:
         """Run one small batch on a copy, so that compiling kernels is not counted as training."""
         words, labels = next(iter(self.loader))
         twin = copy.deepcopy(self.accelerator.unwrap_model(self.model))
-        objective(twin, words, labels, self.config.optim)[0].backward()
+        learner(twin, self.config.optim, self.config.learning).sequence(words, labels)
 
     def _epoch(self, epoch: int, display: Display) -> dict[str, float]:
         """Train one epoch and validate; the row of the log."""
@@ -227,23 +234,30 @@ class _Trainer:
             raise FloatingPointError(f"{self.folder}: {where}: {error}") from None
 
     def _batch(self, x: Tensor, labels: Tensor, where: str) -> tuple[float, int, float]:
-        """One step of the optimizer: loss, correct answers, norm of the gradient."""
-        optim = self.config.optim
+        """What the rule learns from a batch: loss, correct answers, the largest norm of a gradient."""
+        norms: list[float] = []
+
+        def change() -> None:
+            parameters = [*self.model.parameters(), *self.rule.parameters()]
+            norm = self.accelerator.clip_grad_norm_(parameters, self.config.optim.clip_norm or math.inf)
+            norms.append(math.nan if norm is None else float(norm))
+            check_finite("the norm of the gradient", 0.0 if norm is None else norms[-1])
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
         self.optimizer.zero_grad()
         try:
-            value, readout = backpropagate(self.model, x, labels, optim, self.accelerator.backward)
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.clip_norm or math.inf)
-            check_finite("the norm of the gradient", 0.0 if norm is None else float(norm))
+            outcome = self.rule.sequence(x, labels, change, steps=self.config.learning.update_every)
+            check_finite("the loss", outcome.loss)
         except Diverged as error:
             raise Diverged(
                 f"{self.folder}: {error} in {where}; try a lower optim.learning_rate or optim.clip_norm; "
                 "--optim.detect_nonfinite true names the layer"
             ) from None
-        self.optimizer.step()
         self.schedule.step()
         classes = labels if labels.ndim == 1 else labels.argmax(1)  # of a mixed sample: the larger share's
-        hits = int((logits(readout, self.readout).argmax(1) == classes).sum())
-        return value, hits, float(norm) if norm is not None else math.nan
+        hits = int((logits(outcome.readout, self.readout).argmax(1) == classes).sum())
+        return outcome.loss, hits, max(norms)
 
     def _save(self, row: dict[str, float], best: bool) -> None:
         """Write the checkpoints; last.json, written last, vouches for what lies beside it."""
@@ -252,5 +266,6 @@ class _Trainer:
         if best:
             save_weights(self.folder / "best.safetensors", network, facts)
         with replacing(self.folder / "last.optimizer.pt") as temporary:
-            torch.save({"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}, temporary)
+            parts = {"optimizer": self.optimizer, "schedule": self.schedule, "rule": self.rule}
+            torch.save({name: part.state_dict() for name, part in parts.items()}, temporary)
         save_weights(self.folder / "last.safetensors", network, facts)

@@ -1,7 +1,7 @@
 """What one step of training is made of: the optimizer, its schedule, and the objective of a batch."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
+from tbnn.learning import Bptt, LearningConfig, Rule, rule_of
 from tbnn.losses import cross_entropy, rate_target, temporal_efficient_training
 from tbnn.nn import detach
 from tbnn.nn.fused import sees_no_current
@@ -21,9 +22,10 @@ class Diverged(RuntimeError):
     """Training reached a loss, or a gradient, that is not a finite number."""
 
 
-def optimizer_of(network: nn.Module, optim: OptimConfig) -> AdamW:
-    """AdamW in one pass over all parameters."""
-    return AdamW(network.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
+def optimizer_of(network: nn.Module, optim: OptimConfig, own: Iterable[nn.Parameter] = ()) -> AdamW:
+    """AdamW in one pass over all parameters, a rule's ``own`` among them."""
+    parameters = [*network.parameters(), *own]
+    return AdamW(parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
 
 
 def schedule_of(optimizer: Optimizer, optim: OptimConfig, batches: int) -> LRScheduler:
@@ -70,22 +72,38 @@ def piece_objective(
     return loss, readout, state
 
 
-def backpropagate(
-    model: nn.Module, x: Tensor, labels: Tensor, optim: OptimConfig, backward: Callable[[Tensor], Any] = Tensor.backward
-) -> tuple[float, Tensor]:
-    """Add the objective's gradients to the parameters', piece by piece if ``optim.truncate`` says so.
+class Backpropagation(Bptt):
+    """Back-propagation of training's objective, piece by piece if ``optim.truncate`` says so."""
 
-    Returns the objective and the readout (T, B, C), detached. Raises :class:`Diverged` if the objective is not finite.
+    def __init__(self, network: nn.Module, optim: OptimConfig, backward: Callable[[Tensor], Any]) -> None:
+        super().__init__(network, truncate=optim.truncate, backward=backward)
+        self.optim = optim
+
+    def piece(self, x: Tensor, target: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        loss, readout, state = piece_objective(self.network, x, target, self.optim, state)
+        check_finite("the loss", loss.item())
+        return loss, readout, state
+
+
+def learner(
+    network: nn.Module,
+    optim: OptimConfig,
+    learning: LearningConfig,
+    seed: int = 0,
+    backward: Callable[[Tensor], Any] = Tensor.backward,
+) -> Rule:
+    """The rule by which training changes a network.
+
+    Raises ``ValueError`` for a network that an online rule is not derived for, and for settings it has no use for.
     """
-    value, readouts, state = 0.0, [], None
-    for piece in x.split(optim.truncate or len(x)):
-        loss, readout, state = piece_objective(model, piece, labels, optim, detach(state))
-        loss = loss * (len(piece) / len(x))
-        value += loss.item()
-        check_finite("the loss", value)
-        backward(loss)
-        readouts.append(readout.detach())
-    return value, torch.cat(readouts)
+    if learning.rule == "bptt":
+        return Backpropagation(network, optim, backward)
+    for name, value in (("rate_weight", optim.rate_weight), ("truncate", optim.truncate)):
+        if value:
+            raise ValueError(f"optim.{name}: belongs to back-propagation, expected none with {learning.rule!r}, got {value:g}")
+    rule = rule_of(network, learning, seed)
+    rule.label_smoothing = optim.label_smoothing
+    return rule
 
 
 def check_finite(what: str, value: float) -> None:

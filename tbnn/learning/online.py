@@ -1,0 +1,246 @@
+"""What the online gradient rules share: a step forward with traces, and an error's way into the weights of each stage."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tbnn.learning.ridge import MOMENTUM, RunningRidge, Seen, see
+from tbnn.learning.rule import Rule, RuleState, classification_error
+from tbnn.learning.stages import WEIGHTS, Passage, Synapses, add_gradient, pass_through, stages_of
+from tbnn.learning.traces import Filter, Trace, filter_of
+from tbnn.nn import Neuron, TemporalBatchNorm
+
+NORM_MOMENTUM = 0.01  # of a step, in place of a batch norm's own of a sequence
+
+
+class StageState(NamedTuple):
+    """One stage after a step."""
+
+    neuron: Any
+    """The neurons' own state."""
+    out: Tensor
+    """What left them, (B, features...)."""
+    passage: Passage
+    """The way of the spikes before to the weights."""
+    inputs: Trace
+    """Of what the weights multiply."""
+    last: Tensor | None
+    """The spikes that return, those of the step before, where they do."""
+    returned: Trace | None
+    """Their trace."""
+    ones: Trace
+    """Of a bias's input, 1."""
+    normed: Trace | None
+    """Of the normalised current, where there is a norm."""
+    seen: Seen | None
+    """What a spiking stage gives to learn from."""
+    extra: Any = None
+    """A rule's own eligibilities."""
+
+
+class OnlineRule(Rule):
+    """Base of the rules that carry credit forward in time: traces in :meth:`step`, an error's way down in :meth:`update`.
+
+    A weight's eligibility is the slope of its neuron's spike times a trace of its input (:mod:`tbnn.learning.traces`), which
+    needs no graph over time. The slope is that of the neuron's own estimator: a surrogate's, or a ridge regression's
+    on running averages (:class:`tbnn.learning.ridge.RunningRidge`). Where the error of a step comes from, :meth:`below`
+    says. Batch norms stand at their running statistics and learn their weight and bias.
+
+    Args:
+        network: a :class:`tbnn.nn.Network` of stages, linear layers or convolutions followed by library neurons of fixed
+            constants, maybe a batch norm between them, maybe recurrent by one step; pools, flattening and dropout anywhere.
+        momentum: of the running ridge.
+
+    Raises:
+        ValueError: another network, with the layer and what is taken.
+    """
+
+    weights: tuple[type[nn.Module], ...] = WEIGHTS
+
+    def __init__(self, network: nn.Module, *, momentum: float = MOMENTUM) -> None:
+        super().__init__(network)
+        self.stages, self.tail = stages_of(network, self.name, self.weights)
+        self.filters: list[Filter] = [filter_of(stage.neuron, f"{self.name}: {stage.name}") for stage in self.stages]
+        self.ridges = nn.ModuleList(
+            RunningRidge(s.neuron, momentum) if isinstance(s.neuron, Neuron) else nn.Identity() for s in self.stages
+        )
+        self.forward_synapses: list[Synapses] = []
+        self.returning_synapses: list[Synapses | None] = []
+        self._norms: list[list[Tensor]] = []
+        self._last: RuleState | None = None
+        self._end: Passage | None = None
+
+    # forward
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: RuleState | None = None) -> RuleState:
+        """One step: x (B, features...) of 0/1, or packed words; see :class:`tbnn.learning.rule.Rule`."""
+        if not self.forward_synapses:
+            self._refresh()
+        spikes = self.network.unpacked(x.unsqueeze(0)).squeeze(0)  # pyright: ignore[reportCallIssue]
+        before = (None,) * len(self.stages) if state is None else state.traces[0]
+        after: list[StageState] = []
+        for index, old in enumerate(before):
+            after.append(self._advance(index, spikes, old))
+            spikes = after[-1].out
+        self._end = pass_through(self.tail, spikes, None if state is None else state.traces[1])
+        own = tuple(stage.neuron for stage in after)
+        self._last = RuleState(own, (tuple(after), self._end.states), self._end.left.detach())
+        return self._last
+
+    def _advance(self, index: int, spikes: Tensor, old: StageState | None) -> StageState:
+        stage, synapses, filter_ = self.stages[index], self.forward_synapses[index], self.filters[index]
+        passage = pass_through(stage.path, spikes, None if old is None else old.passage.states)
+        x = passage.left.detach()
+        current = synapses.current(x)
+        normed = None
+        if stage.norm is not None:
+            if stage.norm.training:
+                _observe(stage.norm, current)
+            hat, current = _normalised(stage.norm, current)
+            normed = filter_.advance(None if old is None else old.normed, hat)
+        last = returned = None
+        returning = self.returning_synapses[index]
+        if returning is not None:
+            last = torch.zeros_like(current) if old is None else old.out
+            current = current + returning.current(last)
+            returned = filter_.advance(None if old is None else old.returned, last)
+        out, own = stage.neuron.step(current, None if old is None else old.neuron)
+        seen = see(stage.neuron, own, out) if isinstance(stage.neuron, Neuron) else None
+        ridge = self.ridges[index]
+        if seen is not None and seen.x is not None and seen.q is not None and isinstance(ridge, RunningRidge):
+            ridge.observe(seen.x, seen.q)
+        now = StageState(
+            own, out, passage,
+            filter_.advance(None if old is None else old.inputs, x),
+            last, returned,
+            filter_.advance(None if old is None else old.ones, x.new_ones(())),
+            normed, seen,
+        )  # fmt: skip
+        return now._replace(extra=self.remember(index, now, None if old is None else old.extra))
+
+    def remember(self, index: int, now: StageState, before: Any) -> Any:
+        """What a rule keeps of a stage beside the traces."""
+        return None
+
+    # backward in space, at one step
+
+    @torch.no_grad()
+    def credit(self, target: Tensor, weight: float) -> float:
+        """Gather this step's gradients; see :class:`tbnn.learning.rule.Rule`."""
+        if self._last is None or self._end is None:
+            raise ValueError(f"{self.name}: update: expected a step before, got none")
+        states: tuple[StageState, ...] = self._last.traces[0]
+        loss, error = self.error(self._last.readout, target, weight)
+        signal = self._end.back(error)
+        for index in reversed(range(len(self.stages))):
+            delta = self.assign(index, states[index], signal)
+            if index:
+                signal = self.below(index, states, delta, error)
+        return loss * weight
+
+    def finish(self) -> None:
+        """Hand the gathered gradients on to the parameters; the weights may change after it."""
+        for stage, norm, *synapses in zip(self.stages, self._norms, self.forward_synapses, self.returning_synapses, strict=True):  # fmt: skip
+            for one in synapses:
+                if one is not None:
+                    one.push()
+            if stage.norm is not None:
+                add_gradient(stage.norm.weight, norm[0])
+                add_gradient(stage.norm.bias, norm[1])
+        self.forward_synapses = []  # the next step quantises anew
+
+    def forget(self) -> None:
+        """Drop what was seen and gathered; the weights may have changed."""
+        self.forward_synapses, self._last, self._end = [], None, None
+        for ridge in self.ridges:
+            if isinstance(ridge, RunningRidge):
+                ridge.reset()
+
+    def _refresh(self) -> None:
+        self.forward_synapses = [Synapses(stage.weights) for stage in self.stages]
+        self.returning_synapses = [None if s.recurrent is None else Synapses(s.recurrent) for s in self.stages]
+        self._norms = [
+            [] if s.norm is None else [torch.zeros_like(s.norm.weight), torch.zeros_like(s.norm.bias)] for s in self.stages
+        ]  # fmt: skip
+
+    def error(self, readout: Tensor, target: Tensor, weight: float) -> tuple[float, Tensor]:
+        """The step's loss, and its gradient by the readout (B, C), times ``weight``."""
+        loss, error = classification_error(readout, target, self.label_smoothing)
+        return loss, error * weight
+
+    def assign(self, index: int, state: StageState, signal: Tensor) -> Tensor:
+        """Turn a signal by what left a stage into changes of its weights; returns what acts on its current, δ."""
+        delta = self.slope(index, state, signal)
+        self.gather(index, state, delta)
+        return delta
+
+    def slope(self, index: int, state: StageState, signal: Tensor) -> Tensor:
+        """From a gradient by a stage's output to one by its level."""
+        seen, ridge = state.seen, self.ridges[index]
+        signal = signal.reshape(state.out.shape)
+        if seen is None:
+            return signal
+        if seen.x is None or seen.q is None or not isinstance(ridge, RunningRidge):
+            return signal * seen.slope
+        return ridge.gradient(signal, seen.x, seen.q) * seen.slope
+
+    def gather(self, index: int, state: StageState, delta: Tensor) -> None:
+        """Add δ times the presynaptic traces to the gradients of a stage."""
+        filter_, synapses = self.filters[index], self.forward_synapses[index]
+        through = self._through_norm(index, state, delta)
+        synapses.gather(filter_.level(state.inputs), through)
+        synapses.gather_bias(through * filter_.level(state.ones))
+        returning = self.returning_synapses[index]
+        if returning is not None and state.returned is not None:
+            returning.gather(filter_.level(state.returned), delta)
+            returning.gather_bias(delta * filter_.level(state.ones))
+
+    def _through_norm(self, index: int, state: StageState, delta: Tensor) -> Tensor:
+        """δ by the product, from δ by the normalised current, whose weight and bias learn on the way."""
+        norm = self.stages[index].norm
+        if norm is None or state.normed is None:
+            return delta
+        filter_, axes = self.filters[index], [axis for axis in range(delta.ndim) if axis != 1]
+        self._norms[index][0] += (delta * filter_.level(state.normed)).sum(axes)
+        self._norms[index][1] += (delta * filter_.level(state.ones)).sum(axes)
+        return delta * norm.folded()[0].reshape(-1, *[1] * (delta.ndim - 2))
+
+    def below(self, index: int, states: tuple[StageState, ...], delta: Tensor, error: Tensor) -> Tensor:
+        """The signal by what left the stage before ``index``: here through the weights, at the same step."""
+        state, norm = states[index], self.stages[index].norm
+        if norm is not None:
+            delta = delta * norm.folded()[0].reshape(-1, *[1] * (delta.ndim - 2))
+        x = state.passage.left.detach()
+        return state.passage.back(self.forward_synapses[index].back(x, delta, self.backward_weight(index)))
+
+    def backward_weight(self, index: int) -> Tensor | None:
+        """The weights that errors take on their way down; None for the layer's own."""
+        return None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the rule has learnt beside the network's parameters."""
+        return {f"ridges.{name}": value for name, value in self.ridges.state_dict().items()}
+
+    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        own = {name.removeprefix("ridges."): value for name, value in saved.items() if name.startswith("ridges.")}
+        self.ridges.load_state_dict(own)
+
+
+def _observe(norm: TemporalBatchNorm, current: Tensor) -> None:
+    """Let a norm's running statistics follow one step."""
+    axes = [axis for axis in range(current.ndim) if axis != 1]
+    mean = current.mean(axes)
+    norm.running_mean.lerp_(mean, NORM_MOMENTUM)
+    apart = (current - norm.running_mean.reshape(-1, *[1] * (current.ndim - 2))).square().mean(axes)
+    norm.running_var.lerp_(apart, NORM_MOMENTUM)
+
+
+def _normalised(norm: TemporalBatchNorm, current: Tensor) -> tuple[Tensor, Tensor]:
+    """The current less its mean over its deviation, and that times the norm's weight plus its bias."""
+    per_channel = (-1, *[1] * (current.ndim - 2))
+    deviation = torch.rsqrt(norm.running_var + norm.eps)
+    hat = (current - norm.running_mean.reshape(per_channel)) * deviation.reshape(per_channel)
+    return hat, hat * norm.weight.detach().reshape(per_channel) + norm.bias.detach().reshape(per_channel)
