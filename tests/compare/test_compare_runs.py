@@ -21,6 +21,7 @@ from tbnn.compare import CompareConfig, EstimatorConfig, Space, TuningConfig, co
 from tbnn.compare.plan import Job, final_jobs, tuning_jobs
 from tbnn.compare.runner import Schedule, Store
 from tbnn.data import PackedFrames
+from tbnn.learning import Outcome, Rule
 from tbnn.train import step
 
 RATE = TuningConfig(2, {"optim.learning_rate": Space(low=1e-3, high=1e-2)})
@@ -107,11 +108,18 @@ def test_a_killed_comparison_goes_on(config: CompareConfig, tmp_path: Path) -> N
 def test_pairs_start_alike_and_see_the_same_batches(config: CompareConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[Tensor]] = {}
 
-    def spy(model: Any, x: Tensor, labels: Tensor, optim: Any) -> tuple[float, Tensor]:
-        seen.setdefault(name, []).append(labels.clone())
-        return step.backpropagate(model, x, labels, optim)
+    def spy(*given: Any) -> Rule:
+        rule = step.learner(*given)
+        sequence = rule.sequence
 
-    monkeypatch.setattr(trial, "backpropagate", spy)
+        def seeing(x: Tensor, labels: Tensor, *more: Any, **options: Any) -> Outcome:
+            seen.setdefault(name, []).append(labels.clone())
+            return sequence(x, labels, *more, **options)
+
+        rule.sequence = seeing
+        return rule
+
+    monkeypatch.setattr(trial, "learner", spy)
     rows = {}
     for name in config.estimators:
         rows[name] = trial.run_job(final_jobs(config, "base", name, {})[1])

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tbnn.data import Augment
+from tbnn.learning import LearningConfig
 from tbnn.train import Diverged, ModelConfig, TrainConfig, load_run, loop, step, train
 from tbnn.train.log import read_metrics
 from tbnn.train.work import evaluate_run
@@ -46,6 +47,15 @@ def test_learns_to_tell_the_halves(config: TrainConfig, model: ModelConfig) -> N
     assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
 
 
+@pytest.mark.parametrize("rule", ["ottt", "eprop", "decolle"])
+def test_online_rules_learn_to_tell_the_halves(config: TrainConfig, rule: str) -> None:
+    learning = LearningConfig(rule=rule)  # pyright: ignore[reportArgumentType]
+    model = replace(config.model, target="trace")
+    run = load_run(train(replace(config, learning=learning, model=model, optim=replace(config.optim, epochs=12)), quiet=True))
+    assert evaluate_run(run, "test").accuracy > 0.9
+    assert run.config.learning == learning
+
+
 def test_same_seed_same_numbers_other_seed_other_numbers(config: TrainConfig, tmp_path: Path) -> None:
     data = replace(config.data, augment=Augment(shift=1, drop=0.1, cut_mix=0.5))
     folders = [
@@ -68,9 +78,21 @@ def test_workers_change_nothing_but_who_reads(config: TrainConfig, tmp_path: Pat
     assert without_times(folders[0]) == without_times(folders[1])
 
 
+@pytest.mark.parametrize(
+    "learning",
+    [
+        LearningConfig(),
+        LearningConfig(rule="ottt", update_every=4),
+        LearningConfig(rule="eprop", feedback="adaptive"),
+        LearningConfig(rule="fa"),
+        LearningConfig(rule="reward"),
+    ],
+    ids=lambda learning: learning.rule,
+)
 def test_resumed_run_equals_uninterrupted_one(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learning: LearningConfig
 ) -> None:
+    config = replace(config, learning=learning, model=replace(config.model, target="trace"))
     whole = train(replace(config, output=str(tmp_path / "whole")), quiet=True)
     cut = replace(config, output=str(tmp_path / "cut"))
     epoch = loop._Trainer._epoch
@@ -219,3 +241,9 @@ def test_resuming_with_other_settings_is_refused(config: TrainConfig, part: str)
     }[part]
     with pytest.raises(ValueError, match=f"resume goes on with the settings of the run; {part}: expected"):
         train(replace(config, resume=True, **{part: other}), quiet=True)  # pyright: ignore[reportArgumentType]
+
+
+def test_settings_that_only_back_propagation_has_are_refused(config: TrainConfig) -> None:
+    optim = replace(config.optim, rate_weight=0.1)
+    with pytest.raises(ValueError, match="optim.rate_weight: belongs to back-propagation, expected none with 'ottt', got 0.1"):
+        train(replace(config, optim=optim, learning=LearningConfig(rule="ottt")), quiet=True)
