@@ -66,7 +66,9 @@ class Eprop(OnlineRule):
             raise ValueError(f"feedback: expected one of {', '.join(map(repr, FEEDBACKS))}, got {feedback!r}")
         for stage in self.stages:
             if stage.norm is not None:
-                raise ValueError(f"{self.name}: {stage.name}: expected no batch norm, got TemporalBatchNorm; ottt takes it")
+                raise ValueError(
+                    f"{self.name}: {stage.name}: expected no batch norm, got TemporalBatchNorm; ottt takes it"
+                )
         self.feedback, self.adaptation = feedback, adaptation
         last = self.stages[-1].neuron
         self.kappa = filter_of(last, self.name).beta if isinstance(last, LeakyIntegrator) else 0.0

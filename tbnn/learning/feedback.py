@@ -36,7 +36,9 @@ class Broadcast(nn.Module):
         super().__init__()
         checked_scale(scale)
         generator = torch.Generator().manual_seed(seed)
-        drawn = [torch.randn(classes, *shape, generator=generator) * (scale / math.sqrt(shape.numel())) for shape in shapes]
+        drawn = [
+            torch.randn(classes, *shape, generator=generator) * (scale / math.sqrt(shape.numel())) for shape in shapes
+        ]
         self.matrices = nn.ParameterList(nn.Parameter(matrix, requires_grad=adaptive) for matrix in drawn)
 
     def signal(self, index: int, error: Tensor) -> Tensor:

@@ -50,14 +50,18 @@ class Ostl(OnlineRule):
         super().__init__(network, momentum=momentum)
         for stage in self.stages:
             if stage.norm is not None:
-                raise ValueError(f"{self.name}: {stage.name}: expected no batch norm, got TemporalBatchNorm; ottt takes it")
+                raise ValueError(
+                    f"{self.name}: {stage.name}: expected no batch norm, got TemporalBatchNorm; ottt takes it"
+                )
             if stage.spikes and type(stage.neuron) is not Leaky:
                 raise ValueError(
                     f"{self.name}: {stage.name}: expected Leaky neurons, got {type(stage.neuron).__name__}; "
                     "ottt and eprop take them"
                 )
             if isinstance(stage.neuron, Neuron) and stage.neuron.spike_gradient.uses_trace:
-                raise ValueError(f"{self.name}: {stage.name}: expected a surrogate or target='soft', got target='trace'")
+                raise ValueError(
+                    f"{self.name}: {stage.name}: expected a surrogate or target='soft', got target='trace'"
+                )
             if through_reset and isinstance(stage.neuron, Neuron) and stage.neuron.reset_mechanism != "subtract":
                 raise ValueError(
                     f"{self.name}: {stage.name}: through_reset expected reset_mechanism='subtract', "

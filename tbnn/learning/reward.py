@@ -48,7 +48,12 @@ class RewardEprop(Eprop):
         if feedback == "adaptive":
             raise ValueError("feedback: expected 'symmetric' or 'random' for rewards, got 'adaptive'")
         super().__init__(
-            network, feedback=feedback, adaptation=adaptation, feedback_scale=feedback_scale, seed=seed, momentum=momentum
+            network,
+            feedback=feedback,
+            adaptation=adaptation,
+            feedback_scale=feedback_scale,
+            seed=seed,
+            momentum=momentum,
         )
         self.discount = discount
         self.baseline = torch.zeros(())

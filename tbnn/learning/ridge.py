@@ -99,7 +99,7 @@ class RunningRidge(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = state_dict.get(prefix + "averages")
         if saved is not None:
-            self.averages = self.averages.new_zeros(saved.shape)
+            self.averages = torch.zeros_like(saved)
         super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore[reportArgumentType]
 
 

@@ -76,8 +76,8 @@ class Rule(abc.ABC):
     def credit(self, target: Tensor, weight: float) -> float:
         """:meth:`update` while the weights stand still: what it finds may be gathered until :meth:`finish`."""
 
-    def finish(self) -> None:
-        """Hand on what was gathered; the weights may change after it."""
+    def finish(self) -> None:  # noqa: B027
+        """Hand on what was gathered; the weights may change after it. A rule that gathers nothing has nothing to do."""
 
     def sequence(
         self, x: Tensor, target: Tensor, change: Callable[[], Any] | None = None, *, steps: int | None = None

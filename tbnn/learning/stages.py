@@ -80,7 +80,9 @@ def stages_of(
         raise ValueError(f"{rule}: expected layers of weights and neurons, got {[type(m).__name__ for m in layers]}")
     for stage in stages[:-1]:
         if not stage.spikes:
-            raise ValueError(f"{rule}: {stage.name}: expected its neurons to spike, got a readout before the last layer")
+            raise ValueError(
+                f"{rule}: {stage.name}: expected its neurons to spike, got a readout before the last layer"
+            )
     return stages, path
 
 
@@ -177,12 +179,14 @@ class Synapses:
         if isinstance(self.layer, LINEAR):
             self.dweight.addmm_(delta.flatten(0, -2).T, x.flatten(0, -2))
         else:
-            self.dweight += self._convolved(x, delta, self.weight.detach(), (False, True))[1]
+            self.dweight += self._convolved(x, delta, self.weight.detach(), 1)
 
     def gather_bias(self, delta: Tensor) -> None:
         """The same by the bias."""
         if self.dbias is not None:
-            axes = [axis for axis in range(delta.ndim) if axis != (delta.ndim - 1 if isinstance(self.layer, LINEAR) else 1)]
+            axes = [
+                axis for axis in range(delta.ndim) if axis != (delta.ndim - 1 if isinstance(self.layer, LINEAR) else 1)
+            ]
             self.dbias += delta.sum(axes)
 
     def back(self, x: Tensor, delta: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -190,7 +194,7 @@ class Synapses:
         weight = self.weight.detach() if weight is None else weight
         if isinstance(self.layer, LINEAR):
             return delta @ weight
-        return self._convolved(x, delta, weight, (True, False))[0]
+        return self._convolved(x, delta, weight, 0)
 
     def push(self) -> None:
         """Hand what was gathered on to the latent weights' and the bias's ``.grad``."""
@@ -199,7 +203,8 @@ class Synapses:
         if self.dbias is not None:
             add_gradient(self.layer.bias, self.dbias)
 
-    def _convolved(self, x: Tensor, delta: Tensor, weight: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    def _convolved(self, x: Tensor, delta: Tensor, weight: Tensor, which: int) -> Tensor:
+        """A convolution's gradient by x (0) or by the weight (1)."""
         layer: Any = self.layer
         spatial = len(layer.stride)
         margins = getattr(layer, "margins", None)
@@ -211,10 +216,11 @@ class Synapses:
             given = layer.padding if margins is None else tuple(lo for lo, _ in margins)
             zeros = tuple(given) if not isinstance(given, str) else _same(layer, given)
             padded, inner = x, ()
-        dx, dweight, _ = torch.ops.aten.convolution_backward(
-            delta, padded, weight, None, layer.stride, zeros, layer.dilation, False, [0] * spatial, layer.groups, [*needs, False]
-        )  # fmt: skip
-        return (dx[(..., *inner)] if dx is not None and inner else dx), dweight
+        found = torch.ops.aten.convolution_backward(
+            delta, padded, weight, None, layer.stride, zeros, layer.dilation, False, [0] * spatial, layer.groups,
+            [which == 0, which == 1, False],
+        )[which]  # fmt: skip
+        return found[(..., *inner)] if which == 0 else found
 
 
 def _same(layer: Any, padding: str) -> tuple[int, ...]:

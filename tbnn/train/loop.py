@@ -66,7 +66,9 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
     if not config.resume:
         _calibrate(network, frames, order, config)
     if config.learning.rule != "bptt" and accelerator.num_processes > 1:
-        raise ValueError(f"learning.rule: {config.learning.rule!r} runs in one process, got {accelerator.num_processes}")
+        raise ValueError(
+            f"learning.rule: {config.learning.rule!r} runs in one process, got {accelerator.num_processes}"
+        )
     rule = learner(network, config.optim, config.learning, config.seed, accelerator.backward)
     optimizer = optimizer_of(network, config.optim, rule.parameters())
     schedule = schedule_of(optimizer, config.optim, len(loader))

@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
 from tbnn.learning import Bptt, LearningConfig, Rule, rule_of
 from tbnn.losses import cross_entropy, rate_target, temporal_efficient_training
-from tbnn.nn import detach
 from tbnn.nn.fused import sees_no_current
 from tbnn.nn.health import spiking_layers
 from tbnn.train.config import OptimConfig
@@ -100,7 +98,9 @@ def learner(
         return Backpropagation(network, optim, backward)
     for name, value in (("rate_weight", optim.rate_weight), ("truncate", optim.truncate)):
         if value:
-            raise ValueError(f"optim.{name}: belongs to back-propagation, expected none with {learning.rule!r}, got {value:g}")
+            raise ValueError(
+                f"optim.{name}: belongs to back-propagation, expected none with {learning.rule!r}, got {value:g}"
+            )
     rule = rule_of(network, learning, seed)
     rule.label_smoothing = optim.label_smoothing
     return rule

@@ -210,7 +210,9 @@ def test_broadcast_errors_need_no_weights_of_the_layers_above(feedback: str) -> 
 
 def test_adaptive_feedback_comes_to_agree_with_the_readout() -> None:
     """Kolen & Pollack: the same gradient and weight decay, so B − Wᵀ shrinks by 1 − η·λ a step, whatever is learnt."""
-    net = Network([nn.Linear(INPUTS, HIDDEN), Leaky(0.875, **SURROGATE), nn.Linear(HIDDEN, CLASSES), LeakyIntegrator(KAPPA)])
+    net = Network(
+        [nn.Linear(INPUTS, HIDDEN), Leaky(0.875, **SURROGATE), nn.Linear(HIDDEN, CLASSES), LeakyIntegrator(KAPPA)]
+    )
     rule = Eprop(net.double(), feedback="adaptive")
     optimizer = torch.optim.SGD([*net.parameters(), *rule.parameters()], lr=0.5, weight_decay=0.1)
     weight, matrix = net.layers[2].weight, rule.parameters()[0]
@@ -261,9 +263,6 @@ def test_feedback_alignment_aligns(kind: Callable[..., Rule]) -> None:
     assert sum(ends) > sum(starts) + 0.5
 
 
-
-
-
 def test_decolle_learns_each_layer_by_itself() -> None:
     x, y = batch()
     net = deep(**SURROGATE)
@@ -273,7 +272,10 @@ def test_decolle_learns_each_layer_by_itself() -> None:
         net.layers[4].weight.neg_()  # the readout's weights reach no other layer's learning
         net.layers[2].weight.roll(1, 0)
     after = gradients(rule, x, y)
-    assert not torch.equal(before["layers.4.weight"], after["layers.4.weight"]) or before["layers.4.weight"].abs().sum() == 0
+    assert (
+        not torch.equal(before["layers.4.weight"], after["layers.4.weight"])
+        or before["layers.4.weight"].abs().sum() == 0
+    )
     torch.testing.assert_close(before["layers.0.weight"], after["layers.0.weight"])
 
 
@@ -313,7 +315,9 @@ def test_rewards_are_all_it_hears() -> None:
         state = None
         for x_t in x:
             state = rule.step(x_t, state)
-        rule._actions = [torch.full((BATCH,), -1)] * len(x)  # never right, whatever the target: no reward to tell them apart
+        rule._actions = [torch.full((BATCH,), -1)] * len(
+            x
+        )  # never right, whatever the target: no reward to tell them apart
         net.zero_grad()
         rule.update(target)
         draws.append(net.layers[0].weight.grad.clone())  # pyright: ignore[reportOptionalMemberAccess]
@@ -389,12 +393,18 @@ def test_bad_targets_states_and_options_are_refused() -> None:
         RewardEprop(net).sequence(x, torch.rand(3, 4))
     for call, message in (
         (lambda: Bptt(net, truncate=0), "truncate: expected a number of steps >= 1, got 0"),
-        (lambda: Eprop(net, feedback="none"), "feedback: expected one of 'symmetric', 'random', 'adaptive', got 'none'"),
+        (
+            lambda: Eprop(net, feedback="none"),
+            "feedback: expected one of 'symmetric', 'random', 'adaptive', got 'none'",
+        ),
         (lambda: Ottt(net, momentum=0.0), r"momentum: expected a number in \(0, 1\], got 0"),
         (lambda: RewardEprop(net, discount=1.5), r"discount: expected a number in \[0, 1\], got 1.5"),
         (lambda: RewardEprop(net, feedback="adaptive"), "expected 'symmetric' or 'random' for rewards, got 'adaptive'"),
         (lambda: DirectFeedbackAlignment(net, feedback_scale=math.nan), "feedback_scale: .*, got nan"),
-        (lambda: Ostl(with_readout(reset_mechanism="zero", **SURROGATE), through_reset=True), "reset_mechanism='subtract'"),
+        (
+            lambda: Ostl(with_readout(reset_mechanism="zero", **SURROGATE), through_reset=True),
+            "reset_mechanism='subtract'",
+        ),
         (lambda: Rtrl(net, largest=10).step(x[0]), "rtrl: expected .* at most 10, got"),
         (lambda: Ottt(nn.Linear(2, 2)), "ottt: expected a tbnn.nn.Network, got Linear"),
         (
@@ -412,7 +422,10 @@ def test_bad_targets_states_and_options_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rule": "ottt", "feedback": "random"}, "learning.feedback: belongs to dfa, eprop, reward; .*'ottt', got 'random'"),
+        (
+            {"rule": "ottt", "feedback": "random"},
+            "learning.feedback: belongs to dfa, eprop, reward; .*'ottt', got 'random'",
+        ),
         ({"rule": "dfa", "feedback": "symmetric"}, "expected 'random' or 'adaptive' for 'dfa', got 'symmetric'"),
         ({"rule": "ottt", "update_every": 0}, "update_every: expected a number of steps >= 1, got 0"),
         ({"update_every": 3}, "back-propagation takes optim.truncate instead"),

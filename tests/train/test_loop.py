@@ -51,7 +51,9 @@ def test_learns_to_tell_the_halves(config: TrainConfig, model: ModelConfig) -> N
 def test_online_rules_learn_to_tell_the_halves(config: TrainConfig, rule: str) -> None:
     learning = LearningConfig(rule=rule)  # pyright: ignore[reportArgumentType]
     model = replace(config.model, target="trace")
-    run = load_run(train(replace(config, learning=learning, model=model, optim=replace(config.optim, epochs=12)), quiet=True))
+    run = load_run(
+        train(replace(config, learning=learning, model=model, optim=replace(config.optim, epochs=12)), quiet=True)
+    )
     assert evaluate_run(run, "test").accuracy > 0.9
     assert run.config.learning == learning
 
@@ -245,5 +247,7 @@ def test_resuming_with_other_settings_is_refused(config: TrainConfig, part: str)
 
 def test_settings_that_only_back_propagation_has_are_refused(config: TrainConfig) -> None:
     optim = replace(config.optim, rate_weight=0.1)
-    with pytest.raises(ValueError, match="optim.rate_weight: belongs to back-propagation, expected none with 'ottt', got 0.1"):
+    with pytest.raises(
+        ValueError, match=r"optim\.rate_weight: belongs to back-propagation, expected none with 'ottt', got 0.1"
+    ):
         train(replace(config, optim=optim, learning=LearningConfig(rule="ottt")), quiet=True)
