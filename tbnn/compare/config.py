@@ -50,8 +50,10 @@ ESTIMATOR_SETTINGS = frozenset(
 )  # fmt: skip
 """What an estimator may set: how gradients are estimated. Anything else would make it another network or another budget."""
 
-RULE_SETTINGS = frozenset(f"learning.{option.name}" for option in fields(LearningConfig))
-"""What says by which rule an estimator's gradients come about."""
+RULE_SETTINGS = frozenset(f"learning.{option.name}" for option in fields(LearningConfig)) | {"optim.optimizer"}
+"""What says by which rule an estimator's gradients come about, and what they do to weights."""
+OPTIONS = "optim.options."
+"""Before the name of an optimizer's own setting."""
 
 SEARCHED = ESTIMATOR_SETTINGS | {"optim.learning_rate", "optim.clip_norm"}
 
@@ -100,7 +102,7 @@ class EstimatorConfig:
         if self.library == "snntorch" and self.rule != "bptt":
             raise ValueError(f"library: snntorch's networks learn by 'bptt', got rule {self.rule!r}")
         for name in self.settings:
-            if name not in ESTIMATOR_SETTINGS | RULE_SETTINGS:
+            if name not in ESTIMATOR_SETTINGS | RULE_SETTINGS and not name.startswith(OPTIONS):
                 raise ValueError(
                     f"settings: {name} belongs to the task, equal for all: an estimator with its own would be another "
                     f"network or another budget; expected one of {_names(ESTIMATOR_SETTINGS, RULE_SETTINGS)}"
@@ -180,7 +182,7 @@ class TuningConfig:
         if self.trials and not self.search:
             raise ValueError("tuning.search: expected at least one setting to try, got none")
         for name in self.search:
-            if name not in SEARCHED:
+            if name not in SEARCHED and not name.startswith(OPTIONS):
                 raise ValueError(f"tuning.search: expected one of {_names(SEARCHED)}, got {name!r}")
 
 

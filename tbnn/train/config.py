@@ -175,9 +175,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How the weights are trained: AdamW on a loss of the readout.
+    """How the weights are trained: by an optimizer, on a loss of the readout.
 
     Attributes:
+        optimizer: "adamw", or one whose weights of one bit are binary while they learn, the rest by AdamW: "bop", "bop2",
+            "metaplastic" or "states", see :mod:`tbnn.learning.binary`.
+        options: of that optimizer, by name, ``{threshold: 1e-4}`` say.
         epochs, batch_size: as they say.
         learning_rate: the highest of the schedule.
         schedule: "one_cycle" (up for 30 %, then down to 0), "cosine" (down to 0) or "constant".
@@ -199,6 +202,8 @@ class OptimConfig:
         calibrate: firing rate at which every layer starts, on the first batch; 0 leaves the weights as drawn.
     """
 
+    optimizer: Literal["adamw", "bop", "bop2", "metaplastic", "states"] = "adamw"
+    options: dict[str, float] = field(default_factory=dict)
     epochs: int = 20
     batch_size: int = 32
     learning_rate: float = 2e-3
@@ -216,6 +221,8 @@ class OptimConfig:
     calibrate: float = 0.1
 
     def __post_init__(self) -> None:
+        if self.optimizer == "adamw" and self.options:
+            raise ValueError(f"optim.options: expected none for 'adamw', got {sorted(self.options)}")
         _at_least("optim.epochs", self.epochs, 1)
         _at_least("optim.batch_size", self.batch_size, 1)
         _above("optim.learning_rate", self.learning_rate, 0)

@@ -10,6 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
 from tbnn.learning import Bptt, LearningConfig, Rule, rule_of
+from tbnn.learning.binary import optimizer_for
 from tbnn.losses import cross_entropy, rate_target, temporal_efficient_training
 from tbnn.nn.fused import sees_no_current
 from tbnn.nn.health import spiking_layers
@@ -20,10 +21,22 @@ class Diverged(RuntimeError):
     """Training reached a loss, or a gradient, that is not a finite number."""
 
 
-def optimizer_of(network: nn.Module, optim: OptimConfig, own: Iterable[nn.Parameter] = ()) -> AdamW:
-    """AdamW in one pass over all parameters, a rule's ``own`` among them."""
-    parameters = [*network.parameters(), *own]
-    return AdamW(parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
+def optimizer_of(network: nn.Module, optim: OptimConfig, own: Iterable[nn.Parameter] = ()) -> Optimizer:
+    """AdamW in one pass over all parameters, a rule's ``own`` among them, or an optimizer of binary weights.
+
+    Raises ``ValueError`` for options or weights that the optimizer does not know.
+    """
+    own = list(own)
+    if optim.optimizer == "adamw":
+        parameters = [*network.parameters(), *own]
+        return AdamW(parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
+    if own:
+        raise ValueError(
+            f"optim.optimizer: expected 'adamw' for a rule that learns its feedback, got {optim.optimizer!r}"
+        )
+    rates = {"lr": optim.learning_rate, "weight_decay": optim.weight_decay}
+    whole = {name: int(value) if name in ("depth", "seed") else value for name, value in optim.options.items()}
+    return optimizer_for(network, optim.optimizer, **rates, **whole)
 
 
 def schedule_of(optimizer: Optimizer, optim: OptimConfig, batches: int) -> LRScheduler:
