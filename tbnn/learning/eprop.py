@@ -1,6 +1,6 @@
 """e-prop: an eligibility a synapse, filtered as the readout filters, and a learning signal a neuron."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,77 @@ from tbnn.learning.stages import LINEAR
 from tbnn.learning.traces import filter_of
 from tbnn.nn import Adaptive, LeakyIntegrator
 
+CHUNK = 16  # steps whose eligibilities are folded into one product
 FEEDBACKS = ("symmetric", "random", "adaptive")
 
 
 class Eligibility(NamedTuple):
-    """Of the synapses onto a layer, each (B, neurons, inputs + returning + 1), the last that of the bias."""
+    """Of the synapses onto a layer: ē as of some steps ago, and the factors of the steps since.
 
-    filtered: Tensor
-    """ē, the eligibility as the readout's filter leaves it."""
+    ē[t] = κ^p·``filtered`` + Σ_s κ^(p−1−s)·ψ_s·x̄_sᵀ over the p ``pending`` pairs (ψ, x̄): products of matrices, so that the
+    large tensor is touched once in a while, not at every step.
+    """
+
+    filtered: Tensor | None
+    """(B, neurons, inputs + returning + 1), the last that of the bias; None: 0."""
+    pending: tuple[tuple[Tensor, Tensor], ...] = ()
+    """ψ (B, neurons) and the presynaptic traces (B, inputs + returning + 1) of each step since."""
     now: Tensor | None = None
     """e of this step, and of the adaptation: of neurons with an adaptive threshold."""
     adaptation: Tensor | None = None
     spikes: Tensor | None = None
     """z̄ (B, neurons), what the readout has kept of the spikes: for adaptive feedback."""
+
+    def value(self, kappa: float) -> Tensor:
+        """ē now."""
+        if not self.pending:
+            return cast("Tensor", self.filtered)
+        count = len(self.pending)
+        slopes = torch.stack(
+            [psi * kappa ** (count - 1 - s) for s, (psi, _) in enumerate(self.pending)], 2
+        )  # (B, n, p)
+        traces = torch.stack([trace for _, trace in self.pending], 1)  # (B, p, m)
+        if self.filtered is None:
+            return slopes @ traces
+        return torch.baddbmm(self.filtered, slopes, traces, beta=kappa**count)
+
+
+class Heard:
+    """Learning signals that wait for the eligibilities they multiply: of one layer, since its last fold."""
+
+    def __init__(self) -> None:
+        self.eligibility: Eligibility | None = None
+        self.signals: dict[int, Tensor] = {}
+
+    def fits(self, eligibility: Eligibility) -> bool:
+        """Whether a step's eligibility goes on from what waits."""
+        mine = self.eligibility
+        if mine is None:
+            return True
+        known = len(mine.pending)
+        same = mine.filtered is eligibility.filtered and known <= len(eligibility.pending)
+        return same and all(a[0] is b[0] for a, b in zip(mine.pending, eligibility.pending[:known], strict=True))
+
+    def add(self, eligibility: Eligibility, signal: Tensor) -> None:
+        """The signal L (B, neurons) of the last pending step; several of one step add up."""
+        self.eligibility, place = eligibility, len(eligibility.pending) - 1
+        self.signals[place] = signal + self.signals[place] if place in self.signals else signal
+
+    def settle(self, kappa: float) -> Tensor | None:
+        """Σ_t L[t]·ē[t], (neurons, inputs + returning + 1), and nothing waits any more; None if nothing did."""
+        if self.eligibility is None:
+            return None
+        filtered, pending = self.eligibility.filtered, self.eligibility.pending
+        later, products = torch.zeros(()), []  # Σ_{t >= s} κ^(t−s)·L[t]
+        for place in reversed(range(max(self.signals) + 1)):
+            later = kappa * later + self.signals.get(place, 0.0)
+            products.append((pending[place][0] * later, pending[place][1]))
+        left, right = (torch.cat(parts) for parts in zip(*products, strict=True))
+        changes = left.T @ right
+        if filtered is not None:
+            changes += torch.einsum("bo,boi->oi", kappa * later, filtered)
+        self.eligibility, self.signals = None, {}
+        return changes
 
 
 class Eprop(OnlineRule):
@@ -56,6 +114,7 @@ class Eprop(OnlineRule):
 
     name = "eprop"
     weights = LINEAR
+    chunk: ClassVar[int] = CHUNK
 
     def __init__(
         self, network: nn.Module, *, feedback: str = "symmetric", adaptation: bool = True, feedback_scale: float = 1.0,
@@ -72,6 +131,7 @@ class Eprop(OnlineRule):
         self.feedback, self.adaptation = feedback, adaptation
         last = self.stages[-1].neuron
         self.kappa = filter_of(last, self.name).beta if isinstance(last, LeakyIntegrator) else 0.0
+        self._heard = [Heard() for _ in self.stages]
         self.broadcast = None
         if feedback != "symmetric":
             self.broadcast = Broadcast(*hidden_shapes(self), feedback_scale, seed, feedback == "adaptive")
@@ -88,17 +148,21 @@ class Eprop(OnlineRule):
             kept = now.out.flatten(1)
             kept = kept if before is None else before.spikes.mul(self.kappa).add_(kept)  # pyright: ignore[reportOptionalMemberAccess]
         if not self._adapts(index):
+            pair = (slope, presynaptic)
             if before is None:
-                return Eligibility(slope.unsqueeze(2) * presynaptic.unsqueeze(1), spikes=kept)
-            filtered = torch.baddbmm(before.filtered, slope.unsqueeze(2), presynaptic.unsqueeze(1), beta=self.kappa)
-            return Eligibility(filtered, spikes=kept)
+                return Eligibility(None, (pair,), spikes=kept)
+            if len(before.pending) < self.chunk:
+                return Eligibility(before.filtered, (*before.pending, pair), spikes=kept)
+            self._settle(index)
+            return Eligibility(before.value(self.kappa), (pair,), spikes=kept)
         neuron: Any = self.stages[index].neuron
         rho, strength = float(neuron.rho), float(neuron.strength)
         adaptation = torch.zeros_like(slope.unsqueeze(2) * presynaptic.unsqueeze(1))
         if before is not None:
             adaptation = rho * before.adaptation + before.now  # pyright: ignore[reportOperatorIssue]
         own = slope.unsqueeze(2) * (presynaptic.unsqueeze(1) - strength * adaptation)
-        return Eligibility(own if before is None else self.kappa * before.filtered + own, own, adaptation, kept)
+        filtered = own if before is None else own.add(before.filtered, alpha=self.kappa)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return Eligibility(filtered, (), own, adaptation, kept)
 
     def psi(self, index: int, now: StageState) -> Tensor:
         """ψ (B, neurons): the slope of this step's spikes by their level."""
@@ -120,8 +184,29 @@ class Eprop(OnlineRule):
         if not self.stages[index].spikes:
             return super().assign(index, state, signal)
         signal = signal.reshape(state.out.shape).flatten(1)
-        self.assign_changes(index, torch.einsum("bo,boi->oi", signal, state.extra.filtered))
-        return signal * self.psi(index, state)
+        eligibility: Eligibility = state.extra
+        if not eligibility.pending:
+            self.assign_changes(index, torch.einsum("bo,boi->oi", signal, eligibility.value(self.kappa)))
+            return signal * self.psi(index, state)
+        if not self._heard[index].fits(eligibility):
+            self._settle(index)
+        self._heard[index].add(eligibility, signal)
+        return signal * eligibility.pending[-1][0]
+
+    def _settle(self, index: int) -> None:
+        changes = self._heard[index].settle(self.kappa)
+        if changes is not None:
+            self.assign_changes(index, changes)
+
+    def finish(self) -> None:
+        with torch.no_grad():
+            for index in range(len(self.stages)):
+                self._settle(index)
+        super().finish()
+
+    def forget(self) -> None:
+        self._heard = [Heard() for _ in self.stages]
+        super().forget()
 
     def assign_changes(self, index: int, changes: Tensor) -> None:
         """Add changes (neurons, inputs + returning + 1) to what is gathered for a stage."""

@@ -38,6 +38,7 @@ class RewardEprop(Eprop):
 
     name = "reward"
     every = None
+    chunk = 1
 
     def __init__(
         self, network: nn.Module, *, feedback: str = "symmetric", adaptation: bool = True, feedback_scale: float = 1.0,
@@ -83,7 +84,7 @@ class RewardEprop(Eprop):
         """A stage's δ, and what this step adds to F (B, neurons, inputs + returning + 1)."""
         signal = signal.reshape(state.out.shape).flatten(1)
         if isinstance(state.extra, Eligibility):
-            return signal * self.psi(index, state), signal.unsqueeze(2) * state.extra.filtered
+            return signal * self.psi(index, state), signal.unsqueeze(2) * state.extra.value(self.kappa)
         return signal, signal.unsqueeze(2) * self.presynaptic(index, state).unsqueeze(1)
 
     @torch.no_grad()

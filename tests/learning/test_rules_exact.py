@@ -43,9 +43,27 @@ def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("options", SLOPES, ids=["surrogate", "trace", "soft"])
 def test_eprop_is_bptt_of_a_hidden_layer_without_recurrence(options: dict[str, Any]) -> None:
-    x, y = batch()
+    x, y = batch(steps=40)  # eligibilities are folded twice on the way
     net = with_readout(**options)
     assert_same(gradients(Eprop(net), x, y), gradients(Bptt(net), x, y))
+
+
+def test_eprop_hears_errors_whenever_they_come() -> None:
+    x, y = batch(steps=45)
+    net = with_readout(**SURROGATE)
+    steps = [3, 4, 20, 38]  # none in a whole chunk, several in another
+    loss = torch.stack([nn.functional.cross_entropy(net(x)[0][t], y) for t in steps]).sum()
+    loss.backward()
+    expected = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    for several in (False, True):  # gradients pushed at every update, or at the end
+        net.zero_grad()
+        rule, state = Eprop(net), None
+        for t, x_t in enumerate(x):
+            state = rule.step(x_t, state)
+            if t in steps:
+                (rule.update if several else rule.credit)(y, 1.0)
+        rule.finish()
+        assert_same({name: p.grad for name, p in net.named_parameters() if p.grad is not None}, expected)
 
 
 @pytest.mark.parametrize("options", SLOPES + FULL)

@@ -12,7 +12,11 @@ from tbnn.train.log import read_metrics
 from tbnn.train.parse import config_from_file
 from tbnn.train.work import evaluate_run, pack_run, simulate_run
 
-OPTIONS = {"bop": {"gamma": 0.05, "threshold": 1e-3}, "metaplastic": {"rate": 0.02}, "states": {"depth": 3.0, "rate": 0.05}}
+OPTIONS = {
+    "bop": {"gamma": 0.05, "threshold": 1e-3},
+    "metaplastic": {"rate": 0.02},
+    "states": {"depth": 3.0, "rate": 0.05},
+}
 
 
 @pytest.mark.parametrize("rule", ["bptt", "eprop"])
@@ -55,7 +59,9 @@ def test_what_makes_no_sense_is_refused(config: TrainConfig, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"optim\.options: expected none for 'adamw', got \['gamma'\]"):
         replace(config.optim, options={"gamma": 0.1})
     learning = LearningConfig(rule="eprop", feedback="adaptive")
-    with pytest.raises(ValueError, match=r"optim\.optimizer: expected 'adamw' for a rule that learns its feedback, got 'bop'"):
+    with pytest.raises(
+        ValueError, match=r"optim\.optimizer: expected 'adamw' for a rule that learns its feedback, got 'bop'"
+    ):
         train(replace(config, optim=replace(config.optim, optimizer="bop"), learning=learning), quiet=True)
     file = tmp_path / "c.yaml"
     file.write_text("optim: {optimizer: bop, options: {threshold: 1e-4}}\n")
