@@ -52,6 +52,8 @@ class _Quantised(nn.Module):
 
     def __init__(self, layer: BinaryLinear | BinaryConv2d) -> None:
         super().__init__()
+        if layer.wiring is not None:
+            raise ValueError(f"wiring: expected None of a layer to run in snntorch, got {layer.wiring}")
         names = ("bits", "sparsity", "scope", "form", "lam", "block", "estimator")
         self.options: dict[str, Any] = {name: getattr(layer, name) for name in names}
 

@@ -25,12 +25,14 @@ from tbnn.nn.progress import progress
 from tbnn.nn.recorded import record
 from tbnn.nn.recurrent import Recurrent, RecurrentState
 from tbnn.nn.residual import Residual, ResidualState
+from tbnn.nn.rewiring import rewire
 from tbnn.nn.snntorch import from_snntorch
 from tbnn.nn.snntorch_export import to_snntorch
 from tbnn.nn.stateful import Stateful, detach
 from tbnn.nn.stochastic import StochasticLinear, by_flips
 from tbnn.nn.summary import Summary, summary
 from tbnn.nn.synaptic import Synaptic
+from tbnn.nn.wiring import Dale, DeepR, Distance, FixedWiring, GivenWiring
 from tbnn.ops.lif import LifState
 
 __all__ = [
@@ -42,10 +44,15 @@ __all__ = [
     "BinaryLinear",
     "CustomNeuron",
     "CustomState",
+    "Dale",
+    "DeepR",
     "Delay",
     "DelayedLinear",
+    "Distance",
     "FiringRates",
+    "FixedWiring",
     "Flatten",
+    "GivenWiring",
     "Leaky",
     "LeakyIntegrator",
     "LifState",
@@ -77,6 +84,7 @@ __all__ = [
     "network_to_config",
     "progress",
     "record",
+    "rewire",
     "sigma_at",
     "summary",
     "to_nir",

@@ -13,6 +13,7 @@ from tbnn.nn.network import Network
 from tbnn.nn.neuron import Neuron
 from tbnn.nn.recurrent import Recurrent
 from tbnn.nn.stateful import Stateful, call_stateless
+from tbnn.nn.wired import feedback_gain as gain_of_wired
 
 logger = logging.getLogger("tbnn")
 
@@ -140,10 +141,10 @@ def _scale(layer: nn.Module, gain: float) -> None:
 
 
 def _set_feedback(layer: nn.Module, gain: float) -> None:
-    """Scale feedback weights (N, N) to mean |w|·√N = ``gain``."""
-    weight = getattr(layer, "weight", None)
+    """Scale feedback weights (N, N) to mean |w|·√N = ``gain``, of a wiring over the N synapses that a row has."""
+    weight, mask = getattr(layer, "weight", None), getattr(layer, "mask", None)
     if isinstance(weight, Tensor):
-        now = weight.abs().mean().item() * weight.shape[1] ** 0.5
+        now = weight.abs().mean().item() * weight.shape[1] ** 0.5 if mask is None else gain_of_wired(weight, mask)
         if now > 0:
             _scale(layer, gain / now)
 

@@ -12,6 +12,7 @@ from tbnn import surrogate
 from tbnn.nn.activity import TargetRate, Winners
 from tbnn.nn.network import Network
 from tbnn.nn.recorded import LAYERS, arguments_of, known_arguments
+from tbnn.nn.wiring import Dale, DeepR, Distance, FixedWiring, GivenWiring
 from tbnn.ops.quantize.estimators import Ddt, Ewgs, Pege, Qgait, Reste, Ste
 
 Config = dict[str, Any]
@@ -26,8 +27,12 @@ TORCH = {
 """Torch's layers that a configuration may name; their arguments are their attributes."""
 
 VALUES: dict[str, Callable[..., Any]] = {
-    kind.__name__: kind for kind in (*surrogate.SHAPES, Winners, TargetRate, Ddt, Ste, Ewgs, Reste, Qgait, Pege)
-}
+    kind.__name__: kind
+    for kind in (
+        *surrogate.SHAPES, Winners, TargetRate, Ddt, Ste, Ewgs, Reste, Qgait, Pege, Dale, Distance, FixedWiring, DeepR,
+        GivenWiring,
+    )
+}  # fmt: skip
 """Dataclasses that stand as arguments of layers."""
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tbnn.nn.weights import BinaryWeight, Parts, Prepared, Product, Spikes
+from tbnn.nn.wiring import WiringLike
 from tbnn.ops.patches.reference import Pair, windows_over
 from tbnn.ops.quantize import Codes
 from tbnn.ops.quantize.estimators import Estimator
@@ -48,6 +49,7 @@ class _BinaryConv(BinaryWeight, abstract=True):
         form: str = "affine",
         lam: float = 0.01,
         block: int | None = None,
+        wiring: WiringLike | None = None,
     ) -> None:
         name = type(self).__name__
         if groups < 1 or in_channels % groups or out_channels % groups:
@@ -60,6 +62,7 @@ class _BinaryConv(BinaryWeight, abstract=True):
         super().__init__(
             (out_channels, in_channels // groups, *kernel), bias,
             bits=bits, sparsity=sparsity, scope=scope, estimator=estimator, form=form, lam=lam, block=block,
+            wiring=wiring, groups=groups,
         )  # fmt: skip
         self.in_channels, self.out_channels, self.kernel_size, self.groups = in_channels, out_channels, kernel, groups
         self.stride = sizes_of("stride", stride, self.spatial)
@@ -121,7 +124,8 @@ class BinaryConv2d(_BinaryConv):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in ``torch.nn.Conv2d``;
             padding also "same" or "valid", or for each axis how many zeros stand before and after it.
         padding_mode: "zeros", the only one that leaves bits bits and counts exact.
-        bits, sparsity, scope, estimator, form, lam, block: as in :class:`BinaryLinear`.
+        bits, sparsity, scope, estimator, form, lam, block, wiring: as in :class:`BinaryLinear`; of wirings not
+            :class:`Distance`, since a kernel is local as it is.
 
     Raises:
         ValueError: sizes out of range, groups that do not divide the channels, padding "same" with a stride,

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from tbnn.nn.recorded import Recorded
 from tbnn.nn.stateful import Stateful, lengths_of
 from tbnn.nn.weights import BinaryWeight, Parts, Product
+from tbnn.nn.wiring import WiringLike
 from tbnn.ops.quantize.estimators import Estimator
 from tbnn.ops.quantize.sparsify import SparsityLike
 
@@ -177,7 +178,7 @@ class DelayedLinear(Delays, BinaryWeight):
         in_features, out_features, bias: as in :class:`BinaryLinear`.
         max_delay: the longest delay, in steps.
         delay, learn, sigma: as in :class:`Delay`, one delay a synapse, (out_features, in_features).
-        bits, sparsity, scope, estimator, form, lam, block: as in :class:`BinaryLinear`.
+        bits, sparsity, scope, estimator, form, lam, block, wiring: as in :class:`BinaryLinear`.
 
     Raises:
         ValueError: as :class:`Delay` and :class:`BinaryLinear`.
@@ -204,10 +205,12 @@ class DelayedLinear(Delays, BinaryWeight):
         form: str = "affine",
         lam: float = 0.01,
         block: int | None = None,
+        wiring: WiringLike | None = None,
     ) -> None:
         BinaryWeight.__init__(
             self, (out_features, in_features), bias,
             bits=bits, sparsity=sparsity, scope=scope, estimator=estimator, form=form, lam=lam, block=block,
+            wiring=wiring,
         )  # fmt: skip
         self.in_features, self.out_features = in_features, out_features
         self._init_delays((out_features, in_features), max_delay, delay, learn, sigma)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tbnn.bits import WORD_BITS
 from tbnn.nn.weights import BinaryWeight, Parts, Prepared, Product, Spikes
+from tbnn.nn.wiring import WiringLike
 from tbnn.ops.kernels import NUMPY_DTYPES
 from tbnn.ops.lif.memory import reused
 from tbnn.ops.quantize import Codes
@@ -41,14 +42,19 @@ class BinaryLinear(BinaryWeight):
         form: "affine" (scale and offset) or "linear" (scale only).
         lam: λ of the ridge regression, on the integer grid.
         block: None, one block a row, or the length of the runs of a row that are one block; longer is the row.
+        wiring: None, or which synapses there are and the signs they keep: :class:`Dale`, :class:`Distance`,
+            :class:`FixedWiring`, :class:`DeepR`, :class:`GivenWiring` or several, of the linear form.
 
     Raises:
-        ValueError: sizes below 1, arguments that :func:`tbnn.quantize` refuses, an input of another width.
+        ValueError: sizes below 1, arguments that :func:`tbnn.quantize` refuses, an input of another width, a wiring with
+            options that do not go with it.
 
     Source: arXiv 2409.09245.
 
     >>> BinaryLinear(700, 128, sparsity=0.9, bits=1.58, form="linear")(torch.ones(2, 700)).shape
     torch.Size([2, 128])
+    >>> BinaryLinear(700, 128, form="linear", wiring=(Dale(0.2), FixedWiring(0.1))).density
+    0.1
     """
 
     def __init__(
@@ -64,10 +70,12 @@ class BinaryLinear(BinaryWeight):
         form: str = "affine",
         lam: float = 0.01,
         block: int | None = None,
+        wiring: WiringLike | None = None,
     ) -> None:
         super().__init__(
             (out_features, in_features), bias,
             bits=bits, sparsity=sparsity, scope=scope, estimator=estimator, form=form, lam=lam, block=block,
+            wiring=wiring,
         )  # fmt: skip
         self.in_features, self.out_features = in_features, out_features
 

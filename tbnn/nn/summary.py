@@ -31,11 +31,11 @@ class LayerSummary:
     Attributes:
         name, kind: where it is in the network, and its class.
         output: the features that leave it in a step.
-        weights: how many there are.
+        weights: how many there are; of a wiring, its synapses.
         bits_per_weight: what they take, scales and offsets counted.
         sparsity: the share of weights that are 0.
         parameters: other numbers, 32 bits each: biases, decays, thresholds.
-        macs: multiply-accumulates of the dense layer.
+        macs: multiply-accumulates of the dense layer, or of a wiring's synapses.
         effective: those left where the input and the weight are not 0; additions if the input is bits.
         bits_in: whether the input is bits, so that ``effective`` counts additions (ACs).
         activity: spikes per neuron and step; None if nothing spikes here.
@@ -184,13 +184,15 @@ def _row(name: str, layer: nn.Module, x: Tensor, out: Tensor, saved: float) -> L
     if not weighted:
         return row
     values, stored = _stored(layer)
-    count = values.numel()
+    mask = getattr(layer, "mask", None)
+    exists = torch.ones_like(values, dtype=x.dtype) if mask is None else mask.to(x.dtype)
+    count = values.numel() if mask is None else int(mask.sum())
     kept = (values != 0).to(x.dtype)
     one_step = x.flatten(0, 1)
     bits = stored / count
     return LayerSummary(
-        name, row.kind, row.output, count, bits, 1 - kept.mean().item(), others,
-        macs=_products(layer, torch.ones_like(one_step[:1]), torch.ones_like(kept)),
+        name, row.kind, row.output, count, bits, 1 - kept.mean().item() * (kept.numel() / count), others,
+        macs=_products(layer, torch.ones_like(one_step[:1]), exists),
         effective=_products(layer, (one_step != 0).to(x.dtype), kept) / per,
         bits_in=bool(((x == 0) | (x == 1)).all()),
         saved=saved, packed=math.ceil(stored / 8) + row.packed,

@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from tbnn.bits import unpack_bits
 from tbnn.nn.recorded import Recorded
+from tbnn.nn.wired import check_wired, quantize_wired, start_wired
+from tbnn.nn.wiring import DeepR, WiringLike, part_of, wires_of
 from tbnn.ops.kernels import autocasts
 from tbnn.ops.quantize import Codes, Pege, check_quantize, quantize_with_codes
 from tbnn.ops.quantize.estimators import Estimator
@@ -40,13 +42,18 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
             weights are quantised.
         scope: over what a sparse share is taken: each "block", each "row" or the whole "tensor".
         block: None, one block a row, or the length of the runs; longer than a row, it is the row.
+        wiring: None, or which synapses there are and the signs they keep, see :mod:`tbnn.nn.wiring`.
+        groups: of a convolution.
 
     Attributes:
         gain: None, or (outputs,), a factor on each output's scales, offsets and Ŵ: what :func:`fold_batch_norms` leaves.
         frozen_values, frozen_scale, frozen_offset: None, or the codes that :meth:`freeze` holds the weights at.
+        mask, signs: None without a wiring; bool, where there is a synapse, and int8, its only sign, or None for either.
+        rewirings: None, or how often :func:`rewire` has moved the synapses.
 
     Raises:
-        ValueError: sizes below 1, arguments that :func:`tbnn.quantize` refuses; λ = 0 where training may make Var(q) 0.
+        ValueError: sizes below 1, arguments that :func:`tbnn.quantize` refuses; λ = 0 where training may make Var(q) 0;
+            a wiring with the affine form, a sparsity, "pege" or λ = 0, or one that leaves an output without synapses.
 
     Source: arXiv 2409.09245.
     """
@@ -55,6 +62,9 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
     frozen_values: Tensor | None
     frozen_scale: Tensor | None
     frozen_offset: Tensor | None
+    mask: Tensor | None
+    signs: Tensor | None
+    rewirings: Tensor | None
 
     def __init__(
         self,
@@ -68,6 +78,8 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
         form: str,
         lam: float,
         block: int | None,
+        wiring: WiringLike | None = None,
+        groups: int = 1,
     ) -> None:
         super().__init__()
         if min(shape) < 1:
@@ -84,12 +96,29 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
         for name in OPTIONAL:
             self.register_buffer(name, None)
         self.register_load_state_dict_pre_hook(_expect_optional)
+        self._wire(wiring, groups)
         self.reset_parameters()
+
+    def _wire(self, wiring: WiringLike | None, groups: int) -> None:
+        """Draw the synapses of a wiring, once for all."""
+        mask = signs = None
+        if wiring is not None:
+            check_wired(self.sparsity, self.scope, self.estimator, self.form, self.lam)
+            mask, signs = wires_of(wiring, tuple(self.weight.shape), groups)
+        self.wiring = wiring
+        self.register_buffer("mask", mask)
+        self.register_buffer("signs", signs)
+        self.register_buffer(
+            "rewirings", None if part_of(wiring, DeepR) is None else torch.zeros((), dtype=torch.int64)
+        )
 
     def reset_parameters(self) -> None:
         """Draw latent weights uniformly, mean |w| = 2/√fan_in, which starts layers alive; bias 0."""
-        bound = 2 * START_GAIN / math.sqrt(self.weight[0].numel())
-        nn.init.uniform_(self.weight, -bound, bound)
+        if self.mask is not None:
+            start_wired(self.weight, self.mask, self.signs, self.wiring, START_GAIN)
+        else:
+            bound = 2 * START_GAIN / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -97,6 +126,11 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
     def bits(self) -> float | None:
         """Of a weight; None for full precision, which is also what a layer multiplies by while its estimator mixes it in."""
         return None if self.mixes else self._bits
+
+    @property
+    def density(self) -> float:
+        """The share of synapses that exist; 1 without a wiring."""
+        return 1.0 if self.mask is None else int(self.mask.sum()) / self.mask.numel()
 
     @property
     def mixes(self) -> bool:
@@ -121,6 +155,10 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
 
     def _latent(self, estimator: str | Estimator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Ŵ and its codes from the latent weights, a row an output."""
+        if self.mask is not None:
+            mask, signs = self.mask.flatten(1), None if self.signs is None else self.signs.flatten(1)
+            options: Any = {"bits": self._bits, "lam": self.lam, "block": self.block, "estimator": estimator}
+            return quantize_wired(self.weight.flatten(1), mask, signs, **options)
         weight, (values, scale, offset) = quantize_with_codes(
             self.weight.flatten(1),
             bits=self._bits,
@@ -204,6 +242,7 @@ class BinaryWeight(Recorded, nn.Module, abstract=True):
             f"bias={self.bias is not None}, "
             + ", ".join(f"{k}={v}" for k, v in shown.items())
             + f", block={self.block}"
+            + ("" if self.wiring is None else f", wiring={self.wiring}")
             + (", frozen=True" if self.frozen_values is not None else "")
         )
 

@@ -69,7 +69,7 @@ def test_every_argument_is_written_down() -> None:
     linear, leaky = config["layers"]
     assert linear == {
         "layer": "BinaryLinear", "in_features": 3, "out_features": 2, "bias": True, "bits": 1, "sparsity": 0.0,
-        "scope": "row", "estimator": "ddt", "form": "affine", "lam": 0.01, "block": None,
+        "scope": "row", "estimator": "ddt", "form": "affine", "lam": 0.01, "block": None, "wiring": None,
     }  # fmt: skip
     assert leaky["surrogate"] == {"value": "ATan", "parameter": 4.0}
     assert leaky["beta"] == 0.5
