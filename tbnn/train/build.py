@@ -1,5 +1,6 @@
 """From a configuration to a network."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -8,6 +9,10 @@ from tbnn.nn import (
     Adaptive,
     AdLIF,
     BinaryLinear,
+    Dale,
+    DeepR,
+    Distance,
+    FixedWiring,
     Leaky,
     LeakyIntegrator,
     Network,
@@ -18,6 +23,7 @@ from tbnn.nn import (
     Winners,
     zoo,
 )
+from tbnn.nn.wiring import Wiring
 from tbnn.train.config import ModelConfig
 
 NEURONS = {"leaky": Leaky, "synaptic": Synaptic, "adaptive": Adaptive, "adlif": AdLIF}
@@ -63,12 +69,25 @@ def _dense(model: ModelConfig, width: int, classes: int) -> Network:
         if model.dropout:
             layers.append(nn.Dropout(model.dropout))
         width = hidden
-    return Network([*layers, _linear(model, width, classes), LeakyIntegrator(model.beta_readout)])
+    return Network([*layers, _linear(model, width, classes, readout=True), LeakyIntegrator(model.beta_readout)])
 
 
-def _linear(model: ModelConfig, width: int, out: int) -> nn.Module:
+def _linear(model: ModelConfig, width: int, out: int, *, readout: bool = False) -> nn.Module:
     weights = _weights(model)
-    return nn.Linear(width, out) if weights == "float" else BinaryLinear(width, out, **weights)
+    if weights == "float":
+        return nn.Linear(width, out)
+    return BinaryLinear(width, out, **weights, wiring=_wiring(model, readout) or None)
+
+
+def _wiring(model: ModelConfig, readout: bool) -> tuple[Wiring, ...]:
+    """Which synapses a layer has, and what signs they keep: a readout has all of them."""
+    places: dict[str, Callable[[], Wiring]] = {
+        "fixed": lambda: FixedWiring(model.wiring_share),
+        "distance": lambda: Distance(model.wiring_length),
+        "deep_r": lambda: DeepR(model.wiring_share),
+    }
+    signs = () if model.inhibitory is None else (Dale(model.inhibitory),)
+    return signs if readout or model.wiring == "all" else (*signs, places[model.wiring]())
 
 
 def _weights(model: ModelConfig) -> Any:

@@ -105,6 +105,10 @@ class ModelConfig:
         spike_lam: λ of the spikes' ridge regression; ``lam`` if not given.
         dropout: share of the spikes dropped in training.
         memory: what is kept for backward, see ``tbnn.nn.Network``: "speed", "balanced", "minimal" or bytes.
+        wiring: which synapses of a "dense" network's hidden layers there are: "all", or a share ``wiring_share`` of them:
+            "fixed" for good, nearer ones more often ("distance", falling off over ``wiring_length`` of the layer's width;
+            the share is then what comes of it), or moving in training ("deep_r"). In the linear form, see ``tbnn.nn.DeepR``.
+        inhibitory: Dale's law: the share of neurons, and inputs, whose synapses all inhibit; none keep a sign if not given.
     """
 
     network: Literal["dense", "nmnist_conv", "dvsgesture_conv", "vgg11", "spiking_resnet"] = "dense"
@@ -148,6 +152,10 @@ class ModelConfig:
     floor: float = -0.05
     dropout: float = 0.0
     memory: Literal["speed", "balanced", "minimal"] | int = "speed"
+    wiring: Literal["all", "fixed", "distance", "deep_r"] = "all"
+    wiring_share: float = 0.1
+    wiring_length: float = 0.15
+    inhibitory: float | None = None
 
     def __post_init__(self) -> None:
         if not self.hidden or any(n < 1 for n in self.hidden):
@@ -157,10 +165,19 @@ class ModelConfig:
         _within("model.dropout", self.dropout, 0, 1)
         if isinstance(self.memory, int):
             _at_least("model.memory", self.memory, 1)
+        if self.wired and (self.network != "dense" or self.weights != "binary"):
+            raise ValueError(
+                f"model.wiring, model.inhibitory: expected a 'dense' network of binary weights, got {self.network!r}, {self.weights!r}"
+            )
         if self.n_of_m is not None and self.sparsity:
             raise ValueError(
                 f"model.n_of_m: expected it or model.sparsity, got {list(self.n_of_m)} and {self.sparsity:g}"
             )
+
+    @property
+    def wired(self) -> bool:
+        """Whether synapses are missing, or keep a sign."""
+        return self.wiring != "all" or self.inhibitory is not None
 
     def spike_surrogate(self) -> Surrogate:
         """The surrogate with its width."""

@@ -12,8 +12,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, O
 from tbnn.learning import Bptt, LearningConfig, Rule, rule_of
 from tbnn.learning.binary import optimizer_for
 from tbnn.losses import cross_entropy, rate_target, temporal_efficient_training
+from tbnn.nn import rewire
 from tbnn.nn.fused import sees_no_current
 from tbnn.nn.health import spiking_layers
+from tbnn.nn.weights import BinaryWeight
 from tbnn.train.config import OptimConfig
 
 
@@ -24,9 +26,20 @@ class Diverged(RuntimeError):
 def optimizer_of(network: nn.Module, optim: OptimConfig, own: Iterable[nn.Parameter] = ()) -> Optimizer:
     """AdamW in one pass over all parameters, a rule's ``own`` among them, or an optimizer of binary weights.
 
-    Raises ``ValueError`` for options or weights that the optimizer does not know.
+    Where synapses may move (:class:`tbnn.nn.DeepR`) they do after each of its steps. Raises ``ValueError`` for options or
+    weights that the optimizer does not know.
     """
-    own = list(own)
+    optimizer = _optimizer(network, optim, list(own))
+    if any(isinstance(module, BinaryWeight) and module.rewirings is not None for module in network.modules()):
+
+        def move(done: Optimizer, *_: Any) -> None:
+            rewire(network, done)
+
+        optimizer.register_step_post_hook(move)
+    return optimizer
+
+
+def _optimizer(network: nn.Module, optim: OptimConfig, own: list[nn.Parameter]) -> Optimizer:
     if optim.optimizer == "adamw":
         parameters = [*network.parameters(), *own]
         return AdamW(parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
