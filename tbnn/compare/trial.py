@@ -61,7 +61,7 @@ def run_job(job: Job) -> dict[str, Any]:
     order = EpochOrder(len(frames), config.seed)
     varied = AugmentedFrames(frames, config.data.augment, config.seed)
     loader = train_loader(varied, order, config.optim.batch_size)
-    if config.optim.calibrate:
+    if config.optim.calibrate and isinstance(network, Network):
         words, _ = next(iter(train_loader(frames, order, config.optim.batch_size)))
         calibrate(network, words, rate=config.optim.calibrate)
     model: nn.Module = network

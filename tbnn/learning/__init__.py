@@ -4,6 +4,7 @@ from tbnn.learning.bptt import Bptt
 from tbnn.learning.config import LearningConfig, rule_of
 from tbnn.learning.decolle import Decolle
 from tbnn.learning.eprop import Eprop
+from tbnn.learning.equilibrium import EquilibriumNetwork, EquilibriumPropagation
 from tbnn.learning.feedback import DirectFeedbackAlignment, FeedbackAlignment
 from tbnn.learning.ostl import Ostl
 from tbnn.learning.ottt import Ottt
@@ -17,6 +18,8 @@ __all__ = [
     "Decolle",
     "DirectFeedbackAlignment",
     "Eprop",
+    "EquilibriumNetwork",
+    "EquilibriumPropagation",
     "FeedbackAlignment",
     "LearningConfig",
     "Ostl",

@@ -8,6 +8,7 @@ from torch import nn
 
 from tbnn.learning.decolle import Decolle
 from tbnn.learning.eprop import Eprop
+from tbnn.learning.equilibrium import EquilibriumPropagation
 from tbnn.learning.feedback import DirectFeedbackAlignment, FeedbackAlignment
 from tbnn.learning.ostl import Ostl
 from tbnn.learning.ottt import Ottt
@@ -25,7 +26,8 @@ class LearningConfig:
 
     Attributes:
         rule: "bptt" (``optim.truncate`` cuts it), "ottt", "eprop", "ostl", "rtrl" (exact, for small networks), "decolle",
-            "fa" and "dfa" (feedback alignment, direct), "reward" (e-prop that hears but whether it was right).
+            "fa" and "dfa" (feedback alignment, direct), "reward" (e-prop that hears but whether it was right), "equilibrium"
+            (of ``model.network: equilibrium``).
         update_every: of online rules, steps between changes of the weights; one at the end of a sequence if not given.
         feedback: of "eprop", "reward": "symmetric", "random" or "adaptive"; of "dfa" "random" or "adaptive".
         feedback_scale: of random feedback, and of "decolle"'s readouts.
@@ -33,10 +35,11 @@ class LearningConfig:
         through_reset: of "ostl": carry credit through the reset.
         adaptation: of "eprop", "reward" with adaptive neurons: carry credit through their thresholds.
         discount: of "reward": what is left of an eligibility after a step.
+        nudge, nudging: of "equilibrium": β, and "symmetric", "one_sided" (for binary units) or "random_sign".
         momentum: of the running averages behind ridge-denoised slopes, a step's share.
     """
 
-    rule: Literal["bptt", "ottt", "eprop", "ostl", "rtrl", "decolle", "fa", "dfa", "reward"] = "bptt"
+    rule: Literal["bptt", "ottt", "eprop", "ostl", "rtrl", "decolle", "fa", "dfa", "reward", "equilibrium"] = "bptt"
     update_every: int | None = None
     feedback: Literal["symmetric", "random", "adaptive"] | None = None
     feedback_scale: float | None = None
@@ -44,6 +47,8 @@ class LearningConfig:
     through_reset: bool = False
     adaptation: bool = True
     discount: float = 1.0
+    nudge: float = 0.5
+    nudging: Literal["symmetric", "one_sided", "random_sign"] = "symmetric"
     momentum: float = 0.005
 
     def __post_init__(self) -> None:
@@ -72,6 +77,7 @@ USES: dict[str, tuple[str, ...]] = {
     "decolle": ("feedback_scale", "learn_readouts", "momentum"),
     "fa": ("feedback_scale", "momentum"),
     "dfa": ("feedback", "feedback_scale", "momentum"),
+    "equilibrium": ("nudge", "nudging"),
     "reward": ("feedback", "feedback_scale", "adaptation", "discount", "momentum"),
 }
 """The options of each rule."""
@@ -100,6 +106,9 @@ def rule_of(network: nn.Module, learning: LearningConfig, seed: int = 0) -> Rule
         "fa": lambda: FeedbackAlignment(network, seed=seed, **scale, **averages),
         "dfa": lambda: DirectFeedbackAlignment(
             network, adaptive=learning.feedback == "adaptive", seed=seed, **scale, **averages
+        ),
+        "equilibrium": lambda: EquilibriumPropagation(
+            network, beta=learning.nudge, nudging=learning.nudging, loss="cross_entropy"
         ),
         "reward": lambda: RewardEprop(network, discount=learning.discount, **broadcast, **averages),
     }  # fmt: skip

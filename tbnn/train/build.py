@@ -1,10 +1,12 @@
 """From a configuration to a network."""
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from tbnn.learning import EquilibriumNetwork
 from tbnn.nn import (
     Adaptive,
     AdLIF,
@@ -26,6 +28,7 @@ from tbnn.nn import (
 from tbnn.nn.wiring import Wiring
 from tbnn.train.config import ModelConfig
 
+FLOAT_LAM = 1e-6  # of full-precision weights in a binary layer, whose ridge would shrink them
 NEURONS = {"leaky": Leaky, "synaptic": Synaptic, "adaptive": Adaptive, "adlif": AdLIF}
 
 
@@ -34,9 +37,21 @@ def build_network(model: ModelConfig, sensor: tuple[int, int, int], classes: int
 
     Raises ``ValueError`` for settings the layers refuse, and for a sensor too small for a convolutional net.
     """
+    if model.network == "equilibrium":
+        return cast("Network", _equilibrium(model, math.prod(sensor), classes))  # of the same contract
     network = _network(model, sensor, classes)
     network.memory = model.memory
     return network
+
+
+def _equilibrium(model: ModelConfig, width: int, classes: int) -> EquilibriumNetwork:
+    weights: dict[str, Any] = {"bits": None, "form": "linear", "lam": FLOAT_LAM}
+    if model.weights == "binary":
+        weights = {k: v for k, v in _weights(model).items() if k not in ("scope", "sparsity")}
+        weights["sparsity"] = model.sparsity
+    return EquilibriumNetwork(
+        (width, *model.hidden, classes), neurons=model.units, readout="linear", gain=0.5, **weights
+    )
 
 
 def _network(model: ModelConfig, sensor: tuple[int, int, int], classes: int) -> Network:

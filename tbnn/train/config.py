@@ -82,7 +82,9 @@ class ModelConfig:
 
     Attributes:
         network: "dense" (fully connected, by ``hidden`` and ``recurrent``), or a convolutional net of ``tbnn.nn.zoo``:
-            "nmnist_conv", "dvsgesture_conv", "vgg11" or "spiking_resnet".
+            "nmnist_conv", "dvsgesture_conv", "vgg11" or "spiking_resnet"; or "equilibrium", units joined both ways by
+            symmetric weights, with a linear readout (:class:`tbnn.learning.EquilibriumNetwork`).
+        units: of "equilibrium": "real" or "binary".
         hidden: neurons in each hidden layer; of a convolutional net that asks for them, its channels.
         stride: of the first convolution of "nmnist_conv".
         recurrent: whether each hidden layer feeds back on itself, one step later; of "nmnist_conv" the last convolution.
@@ -111,7 +113,8 @@ class ModelConfig:
         inhibitory: Dale's law: the share of neurons, and inputs, whose synapses all inhibit; none keep a sign if not given.
     """
 
-    network: Literal["dense", "nmnist_conv", "dvsgesture_conv", "vgg11", "spiking_resnet"] = "dense"
+    network: Literal["dense", "nmnist_conv", "dvsgesture_conv", "vgg11", "spiking_resnet", "equilibrium"] = "dense"
+    units: Literal["real", "binary"] = "real"
     hidden: tuple[int, ...] = (256,)
     stride: int = 1
     recurrent: bool = False

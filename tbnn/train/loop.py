@@ -127,7 +127,7 @@ def _clear(folder: Path) -> None:
 
 
 def _calibrate(network: Network, frames: PackedFrames, order: EpochOrder, config: TrainConfig) -> None:
-    if config.optim.calibrate:
+    if config.optim.calibrate and isinstance(network, Network):
         words, _ = next(iter(train_loader(frames, order, config.optim.batch_size)))
         calibrate(network, words, rate=config.optim.calibrate)
 

@@ -14,7 +14,7 @@ from tbnn.data import Augment
 from tbnn.learning import LearningConfig
 from tbnn.train import Diverged, ModelConfig, TrainConfig, load_run, loop, step, train
 from tbnn.train.log import read_metrics
-from tbnn.train.work import evaluate_run
+from tbnn.train.work import evaluate_run, pack_run
 
 
 def weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
@@ -251,3 +251,14 @@ def test_settings_that_only_back_propagation_has_are_refused(config: TrainConfig
         ValueError, match=r"optim\.rate_weight: belongs to back-propagation, expected none with 'ottt', got 0.1"
     ):
         train(replace(config, optim=optim, learning=LearningConfig(rule="ottt")), quiet=True)
+
+
+def test_an_equilibrium_network_trains_is_read_back_and_is_no_packed_one(config: TrainConfig) -> None:
+    model = replace(config.model, network="equilibrium")
+    config = replace(config, model=model, learning=LearningConfig(rule="equilibrium"), optim=replace(config.optim, epochs=12))
+    run = load_run(train(config, quiet=True))
+    assert evaluate_run(run, "test").accuracy > 0.9
+    with pytest.raises(ValueError, match="EquilibriumNetwork"):
+        pack_run(run)
+    with pytest.raises(ValueError, match="EquilibriumNetwork"):
+        train(replace(config, model=replace(model, network="dense"), output=config.output + "2"), quiet=True)

@@ -1,8 +1,9 @@
 """Equilibrium propagation: weights learn from the difference between two states of rest."""
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ class EquilibriumPropagation(Rule):
         return RuleState(after, None, readout)
 
     @torch.no_grad()
-    def update(self, target: Tensor, weight: float = 1.0) -> float:
+    def credit(self, target: Tensor, weight: float) -> float:
         """Relax to rest, nudge, add the gradient's estimate to ``.grad``; returns the cost at rest, mean of the batch."""
         if self._last is None:
             raise ValueError("EquilibriumPropagation: expected a step before an update, got none")
@@ -111,13 +112,18 @@ class EquilibriumPropagation(Rule):
         _accumulate(latent, gradients, weight / len(readout))
         return weight * cost.value(readout).mean().item()
 
-    def sequence(self, x: Tensor, target: Tensor) -> Outcome:
+    def sequence(
+        self, x: Tensor, target: Tensor, change: Callable[[], Any] | None = None, *, steps: int | None = None
+    ) -> Outcome:
         """All steps of a batch, the weights quantised once, then one update; see :meth:`Rule.sequence`."""
-        if self.every is not None:
-            return super().sequence(x, target)
+        if self.every is not None or steps is not None:
+            return super().sequence(x, target, change, steps=steps)
         with torch.no_grad():
             readout, self._last = self._relaxing(x)
-        return Outcome(self.update(target), readout)
+        loss = self.update(target)
+        if change is not None:
+            change()
+        return Outcome(loss, readout)
 
     def _contrast(self, dynamics: Dynamics, free: Units, x: Tensor, drive: Tensor, cost: Cost) -> Gradients:
         """The difference of ∂E/∂θ between two nudges, over the difference of the nudges; summed over the batch."""
