@@ -8,6 +8,7 @@ from tbnn.learning.equilibrium import EquilibriumNetwork, EquilibriumPropagation
 from tbnn.learning.feedback import DirectFeedbackAlignment, FeedbackAlignment
 from tbnn.learning.ostl import Ostl
 from tbnn.learning.ottt import Ottt
+from tbnn.learning.plasticity import Stdp
 from tbnn.learning.reward import RewardEprop
 from tbnn.learning.ridge import RunningRidge
 from tbnn.learning.rtrl import Rtrl
@@ -30,5 +31,6 @@ __all__ = [
     "Rule",
     "RuleState",
     "RunningRidge",
+    "Stdp",
     "rule_of",
 ]

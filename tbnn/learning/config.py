@@ -1,7 +1,8 @@
 """Which rule a network learns by, as a configuration says it."""
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from torch import nn
@@ -12,6 +13,7 @@ from tbnn.learning.equilibrium import EquilibriumPropagation
 from tbnn.learning.feedback import DirectFeedbackAlignment, FeedbackAlignment
 from tbnn.learning.ostl import Ostl
 from tbnn.learning.ottt import Ottt
+from tbnn.learning.plasticity import Stdp
 from tbnn.learning.reward import RewardEprop
 from tbnn.learning.rtrl import Rtrl
 from tbnn.learning.rule import Rule
@@ -27,7 +29,7 @@ class LearningConfig:
     Attributes:
         rule: "bptt" (``optim.truncate`` cuts it), "ottt", "eprop", "ostl", "rtrl" (exact, for small networks), "decolle",
             "fa" and "dfa" (feedback alignment, direct), "reward" (e-prop that hears but whether it was right), "equilibrium"
-            (of ``model.network: equilibrium``).
+            (of ``model.network: equilibrium``), "stdp" (one hidden layer without targets, a readout by the delta rule).
         update_every: of online rules, steps between changes of the weights; one at the end of a sequence if not given.
         feedback: of "eprop", "reward": "symmetric", "random" or "adaptive"; of "dfa" "random" or "adaptive".
         feedback_scale: of random feedback, and of "decolle"'s readouts.
@@ -36,10 +38,13 @@ class LearningConfig:
         adaptation: of "eprop", "reward" with adaptive neurons: carry credit through their thresholds.
         discount: of "reward": what is left of an eligibility after a step.
         nudge, nudging: of "equilibrium": β, and "symmetric", "one_sided" (for binary units) or "random_sign".
+        options: of "stdp", by name: those of :class:`tbnn.learning.plasticity.Stdp`.
         momentum: of the running averages behind ridge-denoised slopes, a step's share.
     """
 
-    rule: Literal["bptt", "ottt", "eprop", "ostl", "rtrl", "decolle", "fa", "dfa", "reward", "equilibrium"] = "bptt"
+    rule: Literal["bptt", "ottt", "eprop", "ostl", "rtrl", "decolle", "fa", "dfa", "reward", "equilibrium", "stdp"] = (
+        "bptt"
+    )
     update_every: int | None = None
     feedback: Literal["symmetric", "random", "adaptive"] | None = None
     feedback_scale: float | None = None
@@ -49,6 +54,7 @@ class LearningConfig:
     discount: float = 1.0
     nudge: float = 0.5
     nudging: Literal["symmetric", "one_sided", "random_sign"] = "symmetric"
+    options: dict[str, int | float | str] = field(default_factory=dict)
     momentum: float = 0.005
 
     def __post_init__(self) -> None:
@@ -60,10 +66,11 @@ class LearningConfig:
             raise ValueError("learning.feedback: expected 'random' or 'adaptive' for 'dfa', got 'symmetric'")
         taken = {"rule", "update_every", *USES[self.rule]}
         for option in fields(self):
-            if option.name not in taken and getattr(self, option.name) != option.default:
+            default = {} if option.default is MISSING else option.default
+            if option.name not in taken and getattr(self, option.name) != default:
                 users = ", ".join(sorted(rule for rule, names in USES.items() if option.name in names))
                 raise ValueError(
-                    f"learning.{option.name}: belongs to {users}; expected {option.default!r} for {self.rule!r}, "
+                    f"learning.{option.name}: belongs to {users}; expected {default!r} for {self.rule!r}, "
                     f"got {getattr(self, option.name)!r}"
                 )
 
@@ -78,6 +85,7 @@ USES: dict[str, tuple[str, ...]] = {
     "fa": ("feedback_scale", "momentum"),
     "dfa": ("feedback", "feedback_scale", "momentum"),
     "equilibrium": ("nudge", "nudging"),
+    "stdp": ("options",),
     "reward": ("feedback", "feedback_scale", "adaptation", "discount", "momentum"),
 }
 """The options of each rule."""
@@ -110,8 +118,17 @@ def rule_of(network: nn.Module, learning: LearningConfig, seed: int = 0) -> Rule
         "equilibrium": lambda: EquilibriumPropagation(
             network, beta=learning.nudge, nudging=learning.nudging, loss="cross_entropy"
         ),
+        "stdp": lambda: Stdp(network, **_known(learning.options), seed=seed),
         "reward": lambda: RewardEprop(network, discount=learning.discount, **broadcast, **averages),
     }  # fmt: skip
     if learning.rule not in make:
         raise ValueError(f"rule_of: expected an online rule, {', '.join(make)}, got {learning.rule!r}")
     return make[learning.rule]()
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """The same options; ``ValueError`` for one that STDP does not have."""
+    known = set(inspect.signature(Stdp).parameters) - {"network", "seed"}
+    if unknown := sorted(set(options) - known):
+        raise ValueError(f"learning.options: expected {', '.join(sorted(known))}, got {unknown[0]}")
+    return options

@@ -30,17 +30,18 @@ NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 @functools.cache
-def _sources() -> str:
-    """A digest of every file below tbnn/ops: kernels call helpers of other files, so a cached one depends on all."""
+def _sources(own: str) -> str:
+    """A digest of every file below tbnn/ops and of a kernel's own: kernels call helpers of other files, so a cached one depends on all."""
     root = Path(__file__).parent
-    facts = [(path.relative_to(root).as_posix(), path.stat()) for path in sorted(root.rglob("*.py"))]
+    below = [(path.relative_to(root).as_posix(), path.stat()) for path in sorted(root.rglob("*.py"))]
+    facts = [*below, (Path(own).name, Path(own).stat())]
     return hashlib.sha256(repr([(n, s.st_mtime_ns, s.st_size) for n, s in facts]).encode()).hexdigest()
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     """numba's dispatcher with its cache; numba by itself looks at the file of the function alone."""
     dispatcher: Any = numba.njit(error_model="numpy", nogil=True, cache=True, **options)(function)
-    dispatcher._cache._cache_file._source_stamp = _sources()
+    dispatcher._cache._cache_file._source_stamp = _sources(function.__code__.co_filename)
     return dispatcher
 
 

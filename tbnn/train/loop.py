@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,8 @@ class _Trainer:
         """Run one small batch on a copy, so that compiling kernels is not counted as training."""
         words, labels = next(iter(self.loader))
         twin = copy.deepcopy(self.accelerator.unwrap_model(self.model))
-        learner(twin, self.config.optim, self.config.learning).sequence(words, labels)
+        with suppress(Diverged):  # the run itself will say where
+            learner(twin, self.config.optim, self.config.learning).sequence(words, labels)
 
     def _epoch(self, epoch: int, display: Display) -> dict[str, float]:
         """Train one epoch and validate; the row of the log."""

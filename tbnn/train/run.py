@@ -27,6 +27,7 @@ from torch import nn
 from tbnn._version import __version__
 from tbnn.data import StoreInfo
 from tbnn.files import replacing
+from tbnn.learning import rule_of
 from tbnn.nn import Network
 from tbnn.train.build import build_network
 from tbnn.train.config import TrainConfig
@@ -161,6 +162,8 @@ def load_run(folder: str | Path, which: str = "best") -> Run:
     if not (isinstance(sensor, list) and len(sensor) == 3) or not isinstance(facts.get("classes"), list):
         raise ValueError(f"{folder / 'run.json'}: expected the entries 'sensor' and 'classes', got {sorted(facts)}")
     network = build_network(config.model, (sensor[0], sensor[1], sensor[2]), len(facts["classes"]))
+    if config.learning.rule != "bptt":
+        rule_of(network, config.learning, config.seed)  # which may give neurons thresholds of their own
     checkpoint = load_weights(folder / f"{which}.safetensors", network)
     network.eval()
     return Run(folder, config, facts, checkpoint, network)

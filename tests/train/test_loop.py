@@ -14,7 +14,7 @@ from tbnn.data import Augment
 from tbnn.learning import LearningConfig
 from tbnn.train import Diverged, ModelConfig, TrainConfig, load_run, loop, step, train
 from tbnn.train.log import read_metrics
-from tbnn.train.work import evaluate_run, pack_run
+from tbnn.train.work import evaluate_run, pack_run, simulate_run
 
 
 def weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
@@ -88,6 +88,7 @@ def test_workers_change_nothing_but_who_reads(config: TrainConfig, tmp_path: Pat
         LearningConfig(rule="eprop", feedback="adaptive"),
         LearningConfig(rule="fa"),
         LearningConfig(rule="reward"),
+        LearningConfig(rule="stdp", options={"theta_plus": 0.01, "theta_tau": 50}),
     ],
     ids=lambda learning: learning.rule,
 )
@@ -255,10 +256,24 @@ def test_settings_that_only_back_propagation_has_are_refused(config: TrainConfig
 
 def test_an_equilibrium_network_trains_is_read_back_and_is_no_packed_one(config: TrainConfig) -> None:
     model = replace(config.model, network="equilibrium")
-    config = replace(config, model=model, learning=LearningConfig(rule="equilibrium"), optim=replace(config.optim, epochs=12))
+    config = replace(
+        config, model=model, learning=LearningConfig(rule="equilibrium"), optim=replace(config.optim, epochs=12)
+    )
     run = load_run(train(config, quiet=True))
     assert evaluate_run(run, "test").accuracy > 0.9
     with pytest.raises(ValueError, match="EquilibriumNetwork"):
         pack_run(run)
     with pytest.raises(ValueError, match="EquilibriumNetwork"):
         train(replace(config, model=replace(model, network="dense"), output=config.output + "2"), quiet=True)
+
+
+def test_stdp_learns_features_without_targets_and_is_read_back(config: TrainConfig) -> None:
+    learning = LearningConfig(rule="stdp", options={"winners": 2, "theta_plus": 0.05, "p_plus": 0.05, "p_minus": 0.01})
+    config = replace(config, learning=learning, optim=replace(config.optim, epochs=12))
+    run = load_run(train(config, quiet=True))
+    assert evaluate_run(run, "test").accuracy > 0.8
+    assert run.network.layers[1].threshold.numel() == 16  # each neuron's own by now
+    pack_run(run)
+    assert simulate_run(run.folder, "test")["parity"]["equal"]
+    with pytest.raises(ValueError, match=r"learning\.options: expected .*, got p_none"):
+        train(replace(config, learning=LearningConfig(rule="stdp", options={"p_none": 1}), overwrite=True), quiet=True)
