@@ -164,6 +164,8 @@ def _compare(parser: Parser, options: Namespace) -> None:
         _print_table([{title: row[title] for title in table.titles if title not in ("pairs", "d_z")} for row in rows])
         for note in table.notes:
             console.print(textwrap.fill(note, WIDTH), markup=False)
+    if again := results.get("rechecked"):
+        console.print(f"\nrepeated at {again['commit']}: {again['equal']} of {again['runs']} runs came out the same")
     rehearsal = " (a rehearsal: its figures mean nothing)" if results["quick"] else ""
     console.print(f"\nresults: {path}{rehearsal}", markup=False)
 

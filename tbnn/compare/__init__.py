@@ -8,6 +8,7 @@ from typing import Any
 from tbnn.compare.config import CompareConfig, EstimatorConfig, Space, TuningConfig
 from tbnn.compare.plan import Job, resolve, tasks_of
 from tbnn.compare.progress import Display
+from tbnn.compare.recheck import recheck
 from tbnn.compare.results import gather, read_results, write_results
 from tbnn.compare.runner import Schedule, Store, run_all
 
@@ -27,6 +28,8 @@ def compare(config: CompareConfig, *, command: str = "", quiet: bool = False) ->
     """
     from tbnn.train.batches import packed_file
 
+    if config.recheck:
+        return recheck(config, quiet=quiet)
     if config.quick:
         config = replace(config, output=f"{config.output.rstrip('/')}-quick", results=None, stale="repeat")
     folder = Path(config.output)

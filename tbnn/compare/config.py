@@ -210,6 +210,8 @@ class CompareConfig:
         results: the file of results; results.json in ``output`` if not given.
         stale: finished runs of other code: "refuse" to mix, "keep" them marked as such, or "repeat" them.
         processes: as many at once, one thread each; 0 takes all cores.
+        recheck: instead of all this, repeat so many of the finished results' runs and note whether they came out the same:
+            for results of other code.
     """
 
     title: str = "Comparison of gradient estimators"
@@ -237,6 +239,7 @@ class CompareConfig:
     results: str | None = None
     stale: Literal["refuse", "keep", "repeat"] = "refuse"
     processes: int = 0
+    recheck: int = 0
 
     def __post_init__(self) -> None:
         if not self.tasks or not self.estimators:
@@ -253,8 +256,9 @@ class CompareConfig:
             raise ValueError(f"converged, margin: expected shares in (0, 1), got {self.converged}, {self.margin}")
         if self.smoothed < 0 or self.smoothed % 2 or (self.smoothed and not self.mechanism):
             raise ValueError(f"smoothed: expected an even number >= 0, with mechanism true, got {self.smoothed}")
-        if self.processes < 0:
-            raise ValueError(f"processes: expected a number >= 0, got {self.processes}")
+        for name in ("processes", "recheck"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
         for name, estimator in self.estimators.items():
             _check_budget(name, estimator, self.tuning)
 

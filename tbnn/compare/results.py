@@ -10,6 +10,7 @@ chosen       by task and estimator: the settings of the best trial
 runs         a row a seed: as tuning's, with test accuracy and loss
 stale        how many rows come from other code than the last
 complete     whether all runs are in
+rechecked    of later code: how many runs it repeated, how many of them came out the same (:mod:`tbnn.compare.recheck`)
 """
 
 import json
@@ -30,6 +31,7 @@ from tbnn.train.run import environment, read_json
 
 FORMAT = 1
 OBSERVED_SEEDS = 3
+WHERE_AND_HOW = ("output", "results", "processes", "stale", "recheck")
 SPLITS = ("train", "validation", "test")
 
 
@@ -123,9 +125,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def _plain(config: CompareConfig) -> dict[str, Any]:
     """The configuration without what differs from machine to machine."""
-    return {
-        name: value for name, value in asdict(config).items() if name not in ("output", "results", "processes", "stale")
-    }
+    return {name: value for name, value in asdict(config).items() if name not in WHERE_AND_HOW}
 
 
 def _version(package: str) -> str:

@@ -177,6 +177,36 @@ def test_runs_of_other_code(config: CompareConfig, here: list[Job], monkeypatch:
     assert (len(here), repeated["stale"]) == (24, 0)
 
 
+def test_results_of_other_code_are_repeated(
+    config: CompareConfig, here: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = compare(config, quiet=True)
+    results = read_results(path)
+    first = results["runs"][0]
+    config = replace(config, recheck=len(results["runs"]))
+    assert compare(config, quiet=True) == path
+    again = read_results(path)
+    assert again["rechecked"]["equal"] == again["rechecked"]["runs"] == len(results["runs"])
+    assert again["rechecked"]["largest_difference"] == 0
+    assert {**again, "rechecked": None} == {**results, "rechecked": None}
+
+    def other(job: Job) -> dict[str, Any]:
+        row = trial.run_job(job)
+        mine = (row["task"], row["estimator"], row["seed"]) == (first["task"], first["estimator"], first["seed"])
+        return row | ({"test_accuracy": row["test_accuracy"] + 0.125} if mine else {})
+
+    monkeypatch.setattr(sys.modules["tbnn.compare.recheck"], "run_job", other)
+    compare(config, quiet=True)
+    found = read_results(path)["rechecked"]
+    assert (found["equal"], found["largest_difference"]) == (found["runs"] - 1, 0.125)
+    with pytest.raises(ValueError, match=r"recheck: expected at most 6 runs, as .*results\.json holds, got 7"):
+        compare(replace(config, recheck=7), quiet=True)
+    with pytest.raises(ValueError, match="expected the results of this configuration, got 'atan' in 'base'"):
+        compare(replace(config, tasks={"other": {}}, recheck=1), quiet=True)
+    with pytest.raises(FileNotFoundError, match="recheck: no results to repeat"):
+        compare(replace(config, output=config.output + "-none", recheck=1), quiet=True)
+
+
 def test_one_choice_for_all_tasks(config: CompareConfig, here: list[Job]) -> None:
     tuning = replace(RATE, task="b")
     tasks = {"a": {}, "b": {"model.hidden": [8]}}

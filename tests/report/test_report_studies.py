@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from html import escape
 
 import made_studies as made
@@ -9,6 +10,7 @@ import pytest
 from pages import Reader
 
 from tbnn.compare import statistics
+from tbnn.compare.plan import fingerprint
 from tbnn.compare.tables import percent
 from tbnn.report.studies import holds_studies, report_studies
 from tbnn.report.studies.answers import QUESTIONS, answers, counted, in_words
@@ -95,6 +97,18 @@ def test_results_of_other_code_are_marked(folder, reader):
     assert f"02_grid: {doubt}" in reader.text
     assert "01_first: " not in reader.text
     assert read_study(folder / "01_first").doubts == []
+
+
+def test_results_that_later_code_repeats_are_not(folder, monkeypatch):
+    study = read_study(folder / "02_grid")
+    again = {"code": fingerprint(), "runs": 4, "equal": 4, "largest_difference": 0.0}
+    same = replace(study, results={**study.results, "rechecked": again})
+    assert same.doubts == []
+    assert same.standing == "nothing: complete, and 4 runs repeated with this code came out the same"
+    differs = replace(study, results={**study.results, "rechecked": {**again, "equal": 3, "largest_difference": 0.012}})
+    assert differs.doubts[0].endswith("; 1 of 4 runs repeated with this one differ, 1.2 points apart at most")
+    older = replace(study, results={**study.results, "rechecked": {**again, "code": "0" * 12}})
+    assert older.doubts == study.doubts
 
 
 def test_the_best_by_validation_are_compared(folder):

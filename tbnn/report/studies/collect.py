@@ -70,10 +70,30 @@ class Study:
             found.append(f"{results['stale']} of {rows} runs come from other code than the rest")
         return found
 
+    @property
+    def standing(self) -> str:
+        """Where its figures stand, in words."""
+        if self.doubts:
+            return "; ".join(self.doubts)
+        if self.results["code"] == fingerprint():
+            return "nothing: complete, and measured with this code"
+        return (
+            f"nothing: complete, and {self.results['rechecked']['runs']} runs repeated with this code came out the same"
+        )
+
     def _other_code(self) -> list[str]:
         if self.results["code"] == fingerprint():
             return []
-        return [f"measured with other code, commit {self.results['environment'].get('commit', 'unknown')}"]
+        other = f"measured with other code, commit {self.results['environment'].get('commit', 'unknown')}"
+        again = self.results.get("rechecked")
+        if again is None or again["code"] != fingerprint():
+            return [other]
+        if again["equal"] == again["runs"]:
+            return []
+        apart = f"{100 * again['largest_difference']:.1f} points apart at most"
+        return [
+            f"{other}; {again['runs'] - again['equal']} of {again['runs']} runs repeated with this one differ, {apart}"
+        ]
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def _facts(study: Study) -> Table:
         ("runs", f"{len(results['runs'])} and {len(results['tuning'])} trials"),
         ("margin of equality", f"{100 * results['margin']:g} points"),
         ("results", f"{study.id}/{RESULTS}"),
-        ("to be doubted", "; ".join(study.doubts) or "nothing: complete, and measured with this code"),
+        ("to be doubted", study.standing),
     ]
     return Table(["", ""], [Line(list(row)) for row in rows], [])
 
