@@ -52,8 +52,8 @@ ESTIMATOR_SETTINGS = frozenset(
 
 RULE_SETTINGS = frozenset(f"learning.{option.name}" for option in fields(LearningConfig)) | {"optim.optimizer"}
 """What says by which rule an estimator's gradients come about, and what they do to weights."""
-OPTIONS = "optim.options."
-"""Before the name of an optimizer's own setting."""
+OPTIONS = ("optim.options.", "learning.options.")
+"""Before the name of an optimizer's, or of a rule's, own setting."""
 
 SEARCHED = ESTIMATOR_SETTINGS | {"optim.learning_rate", "optim.clip_norm"}
 
