@@ -237,6 +237,40 @@ def test_braille_figures() -> None:
         assert f"| {shown[name]} % |" in TEXTS["README.md"]
 
 
+SECTIONS = dict(re.findall(r"^## (\d\d) [^\n]*\n(.*?)(?=^## )", TEXTS["experiments/README.md"], re.S | re.M))
+COMPARED = {
+    folder.name[:2]: folder
+    for folder in sorted((ROOT / "experiments").glob("[0-9][0-9]_*"))
+    if (folder / "results.json").is_file() and "format" in json.loads((folder / "results.json").read_text())
+}
+
+
+@pytest.mark.usefixtures("_all_resamples")
+@pytest.mark.parametrize("number", sorted(COMPARED.keys() & SECTIONS.keys()))
+def test_every_interval_of_a_section_is_of_its_study(number: str) -> None:
+    from tbnn.compare.statistics import comparisons, estimates
+    from tbnn.compare.tables import with_interval
+
+    results = json.loads((COMPARED[number] / "results.json").read_text())
+    known = {
+        with_interval(one["mean"], one["interval"]) for task in estimates(results).values() for one in task.values()
+    }
+    for task in comparisons(results, results["reference"]).values():
+        known |= {
+            with_interval(row["difference"], row["interval"], signed=True) for row in task["comparisons"].values()
+        }
+    shown = re.findall(r"[+−]?\d+\.\d \[[^\]]*\]", SECTIONS[number])
+    assert len(shown) >= 4
+    assert set(shown) <= known
+
+
+def test_every_study_has_its_section_and_its_verdict() -> None:
+    ledger = TEXTS["experiments/README.md"]
+    for number, folder in COMPARED.items():
+        assert f"| [{folder.name}]({folder.name}) |" in ledger
+        assert number in SECTIONS
+
+
 @pytest.mark.usefixtures("_all_resamples")
 def test_figures_outside_spikes() -> None:
     from tbnn.compare.statistics import comparisons, estimates

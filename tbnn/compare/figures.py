@@ -43,8 +43,8 @@ def save(figure: "Figure", path: str | Path) -> None:
 def intervals(results: Results, reference: str | None = None) -> "Figure":
     """Test accuracy on each task: a dot for each seed, the mean and its 95 % interval; the reference's row grey, its mean a line.
 
-    The axis spans the runs at or above the task's convergence threshold, so that close results can be told apart; what lies below is an
-    arrow at the left edge, the mean beside it in percent. Hollow: no run converged. ``reference`` as in ``comparisons``.
+    The axis spans the runs at or above the task's convergence threshold, so that close results can be told apart, unless most
+    estimators' means are below it; what lies below is an arrow at the left edge, a mean beside it in percent. Hollow: no run converged. ``reference`` as in ``comparisons``.
     """
     figures, compared = estimates(results), comparisons(results, reference)
     tasks, names = list(results["tasks"]), list(results["estimators"])
@@ -81,9 +81,11 @@ def intervals(results: Results, reference: str | None = None) -> "Figure":
 
 
 def _span(seeds: dict[str, list[float]], needed: float | None) -> tuple[float, float]:
-    """Limits of the axis in percent: the runs above the threshold, or all where none is."""
+    """Limits of the axis in percent: the runs above the threshold, or all where most estimators are below it."""
     values = [100 * value for column in seeds.values() for value in column]
-    shown = [value for value in values if needed is not None and value >= 100 * needed]
+    means = [sum(column) / len(column) for column in seeds.values() if column]
+    cut = needed is not None and 2 * sum(mean >= needed for mean in means) >= len(means)
+    shown = [value for value in values if cut and value >= 100 * (needed or 0)]
     return widened(shown or values or [0.0, 100.0], 0.06, 0.4)
 
 
@@ -103,14 +105,15 @@ def _row(axis: "Axes", place: int, seeds: list[float], one: Estimate, look: Look
         axis.plot(
             mean, place, look.marker, color=look.colour, markerfacecolor=face, markersize=4.2, markeredgewidth=0.9
         )
-    below = sum(100 * seed < low for seed in seeds)
-    if below:
+    if any(100 * seed < low for seed in seeds):
         axis.plot(
             0.02, place, "<", color=look.colour, markerfacecolor=face, markersize=3.6, transform=edge, clip_on=False
         )
-        text = f"{mean:.1f}" if mean < low else f"{below} of {len(seeds)}"
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        axis.text(0.06, place, text, transform=edge, ha="left", va="center", fontsize=6, color=GREY, bbox=box)
+        if mean < low:
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+            axis.text(
+                0.06, place, f"{mean:.1f}", transform=edge, ha="left", va="center", fontsize=6, color=GREY, bbox=box
+            )
 
 
 def _key(figure: "Figure") -> None:

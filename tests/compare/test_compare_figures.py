@@ -75,11 +75,19 @@ def test_intervals_show_means_intervals_and_the_reference(study):
 
 
 def test_what_lies_below_the_axis_is_written():
-    made = results({"task": {"ste": [0.9, 0.91], "ddt": [0.8, 0.1], "none": [0.1, 0.11]}}, {"none": "control"})
-    made["runs"][3]["diverged"] = 5
+    runs = {"ste": [0.9, 0.91], "atan": [0.88, 0.92], "ddt": [0.8, 0.1], "none": [0.1, 0.11]}
+    made = results({"task": runs}, {"none": "control"})
+    made["runs"][5]["diverged"] = 5
     axis = figures.intervals(made).axes[0]
     assert axis.get_xlim()[0] > 75
     assert [t.get_text() for t in axis.texts] == ["45.0", "10.5"]
+
+
+def test_where_most_are_below_nothing_is_cut():
+    made = results({"task": {"ste": [0.9, 0.91], "ddt": [0.2, 0.1], "none": [0.1, 0.11]}}, {"none": "control"})
+    axis = figures.intervals(made).axes[0]
+    assert axis.get_xlim()[0] < 10
+    assert axis.texts == []
 
 
 def test_critical_difference_shows_ranks_and_bars(study):
