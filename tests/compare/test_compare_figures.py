@@ -87,7 +87,7 @@ def test_where_most_are_below_nothing_is_cut():
     made = results({"task": {"ste": [0.9, 0.91], "ddt": [0.2, 0.1], "none": [0.1, 0.11]}}, {"none": "control"})
     axis = figures.intervals(made).axes[0]
     assert axis.get_xlim()[0] < 10
-    assert axis.texts == []
+    assert not axis.texts
 
 
 def test_critical_difference_shows_ranks_and_bars(study):
