@@ -33,6 +33,7 @@ class Decolle(OnlineRule):
     ) -> None:  # fmt: skip
         super().__init__(network, momentum=momentum)
         self.readouts = Broadcast(*hidden_shapes(self), readout_scale, seed, learn_readouts)
+        self.parts["readouts"] = self.readouts
         self.learn_readouts = learn_readouts
         self._target, self._weight = torch.zeros(0), 1.0
 
@@ -49,11 +50,3 @@ class Decolle(OnlineRule):
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.readouts.parameters()) if self.learn_readouts else []
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {**super().state_dict(), **{f"readouts.{k}": v for k, v in self.readouts.state_dict().items()}}
-
-    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        super().load_state_dict(saved)
-        own = {k.removeprefix("readouts."): v for k, v in saved.items() if k.startswith("readouts.")}
-        self.readouts.load_state_dict(own)

@@ -135,6 +135,7 @@ class Eprop(OnlineRule):
         self.broadcast = None
         if feedback != "symmetric":
             self.broadcast = Broadcast(*hidden_shapes(self), feedback_scale, seed, feedback == "adaptive")
+            self.parts["broadcast"] = self.broadcast
 
     def _adapts(self, index: int) -> bool:
         return self.adaptation and type(self.stages[index].neuron) is Adaptive
@@ -186,7 +187,7 @@ class Eprop(OnlineRule):
         signal = signal.reshape(state.out.shape).flatten(1)
         eligibility: Eligibility = state.extra
         if not eligibility.pending:
-            self.assign_changes(index, torch.einsum("bo,boi->oi", signal, eligibility.value(self.kappa)))
+            self.gather_changes(index, torch.einsum("bo,boi->oi", signal, eligibility.value(self.kappa)))
             return signal * self.psi(index, state)
         if not self._heard[index].fits(eligibility):
             self._settle(index)
@@ -196,7 +197,7 @@ class Eprop(OnlineRule):
     def _settle(self, index: int) -> None:
         changes = self._heard[index].settle(self.kappa)
         if changes is not None:
-            self.assign_changes(index, changes)
+            self.gather_changes(index, changes)
 
     def finish(self) -> None:
         with torch.no_grad():
@@ -208,17 +209,6 @@ class Eprop(OnlineRule):
         self._heard = [Heard() for _ in self.stages]
         super().forget()
 
-    def assign_changes(self, index: int, changes: Tensor) -> None:
-        """Add changes (neurons, inputs + returning + 1) to what is gathered for a stage."""
-        synapses, returning = self.forward_synapses[index], self.returning_synapses[index]
-        inputs = synapses.weight.shape[1]
-        synapses.dweight += changes[:, :inputs]
-        for one in (synapses, returning):
-            if one is not None and one.dbias is not None:
-                one.dbias += changes[:, -1]
-        if returning is not None:
-            returning.dweight += changes[:, inputs:-1]
-
     def below(self, index: int, states: tuple[StageState, ...], delta: Tensor, error: Tensor) -> Tensor:
         if self.broadcast is None:
             return super().below(index, states, delta, error)
@@ -228,13 +218,3 @@ class Eprop(OnlineRule):
 
     def parameters(self) -> list[nn.Parameter]:
         return [] if self.feedback != "adaptive" or self.broadcast is None else list(self.broadcast.parameters())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        own = {} if self.broadcast is None else self.broadcast.state_dict()
-        return {**super().state_dict(), **{f"broadcast.{k}": v for k, v in own.items()}}
-
-    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        super().load_state_dict(saved)
-        if self.broadcast is not None:
-            own = {k.removeprefix("broadcast."): v for k, v in saved.items() if k.startswith("broadcast.")}
-            self.broadcast.load_state_dict(own)

@@ -96,23 +96,18 @@ class FeedbackAlignment(OnlineRule):
         super().__init__(network, momentum=momentum)
         checked_scale(feedback_scale)
         generator = torch.Generator().manual_seed(seed)
-        self._matrices: list[Tensor] = []
+        self._matrices = nn.ParameterList()
+        self.parts["feedback"] = self._matrices
         self._refresh()
         for synapses in self.forward_synapses:
             weight = synapses.weight.detach()
             drawn = torch.randn(weight.shape, generator=generator).to(weight)
-            self._matrices.append(drawn * (feedback_scale * weight.square().mean().sqrt()))
+            drawn = drawn * (feedback_scale * weight.square().mean().sqrt())
+            self._matrices.append(nn.Parameter(drawn, requires_grad=False))
         self.forget()
 
     def backward_weight(self, index: int) -> Tensor | None:
         return self._matrices[index]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {**super().state_dict(), **{f"feedback.{i}": matrix for i, matrix in enumerate(self._matrices)}}
-
-    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        super().load_state_dict(saved)
-        self._matrices = [saved[f"feedback.{i}"] for i in range(len(self._matrices))]
 
 
 class DirectFeedbackAlignment(OnlineRule):
@@ -136,6 +131,7 @@ class DirectFeedbackAlignment(OnlineRule):
         self.adaptive = adaptive
         self._readout_filter = filter_of(self.stages[-1].neuron, self.name)
         self.broadcast = Broadcast(*hidden_shapes(self), feedback_scale, seed, adaptive)
+        self.parts["broadcast"] = self.broadcast
 
     def below(self, index: int, states: tuple[StageState, ...], delta: Tensor, error: Tensor) -> Tensor:
         if self.adaptive:
@@ -151,11 +147,3 @@ class DirectFeedbackAlignment(OnlineRule):
 
     def parameters(self) -> list[nn.Parameter]:
         return [matrix for matrix in self.broadcast.parameters() if matrix.requires_grad]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {**super().state_dict(), **{f"broadcast.{k}": v for k, v in self.broadcast.state_dict().items()}}
-
-    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        super().load_state_dict(saved)
-        own = {k.removeprefix("broadcast."): v for k, v in saved.items() if k.startswith("broadcast.")}
-        self.broadcast.load_state_dict(own)

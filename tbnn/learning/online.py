@@ -65,6 +65,7 @@ class OnlineRule(Rule):
         self.ridges = nn.ModuleList(
             RunningRidge(s.neuron, momentum) if isinstance(s.neuron, Neuron) else nn.Identity() for s in self.stages
         )
+        self.parts: dict[str, nn.Module] = {"ridges": self.ridges}  # what the rule itself knows, and saves
         self.forward_synapses: list[Synapses] = []
         self.returning_synapses: list[Synapses | None] = []
         self._norms: list[list[Tensor]] = []
@@ -219,14 +220,24 @@ class OnlineRule(Rule):
         """The weights that errors take on their way down; None for the layer's own."""
         return None
 
+    def gather_changes(self, index: int, changes: Tensor) -> None:
+        """Add changes of a stage's weights and biases, (neurons, inputs + returning + 1), the last column the biases'."""
+        synapses, returning = self.forward_synapses[index], self.returning_synapses[index]
+        inputs = synapses.weight.shape[1]
+        synapses.dweight += changes[:, :inputs]
+        for one in (synapses, returning):
+            if one is not None and one.dbias is not None:
+                one.dbias += changes[:, -1]
+        if returning is not None:
+            returning.dweight += changes[:, inputs:-1]
+
     def state_dict(self) -> dict[str, Tensor]:
-        """What the rule has learnt beside the network's parameters."""
-        return {f"ridges.{name}": value for name, value in self.ridges.state_dict().items()}
+        return {f"{part}.{k}": v for part, module in self.parts.items() for k, v in module.state_dict().items()}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        own = {name.removeprefix("ridges."): value for name, value in saved.items() if name.startswith("ridges.")}
-        self.ridges.load_state_dict(own)
+        for part, module in self.parts.items():
+            own = {k.removeprefix(f"{part}."): v for k, v in saved.items() if k.startswith(f"{part}.")}
+            module.load_state_dict(own)
 
 
 def _observe(norm: TemporalBatchNorm, current: Tensor) -> None:

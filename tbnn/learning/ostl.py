@@ -103,14 +103,6 @@ class Ostl(OnlineRule):
         if not self.stages[index].spikes:
             return super().assign(index, state, signal)
         signal = signal.reshape(state.out.shape)
-        synapses, returning = self.forward_synapses[index], self.returning_synapses[index]
-        how = "bk,bkji->ji" if returning is not None else "bj,bji->ji"
-        changes = torch.einsum(how, signal, state.extra.spike)
-        inputs = synapses.weight.shape[1]
-        synapses.dweight += changes[:, :inputs]
-        for one in (synapses, returning):
-            if one is not None and one.dbias is not None:
-                one.dbias += changes[:, -1]
-        if returning is not None:
-            returning.dweight += changes[:, inputs:-1]
+        how = "bk,bkji->ji" if state.last is not None else "bj,bji->ji"
+        self.gather_changes(index, torch.einsum(how, signal, state.extra.spike))
         return self.slope(index, state, signal)

@@ -101,7 +101,7 @@ class RewardEprop(Eprop):
         steps = len(self._actions)
         for index, waiting in enumerate(self._waiting):
             if waiting is not None:
-                self.assign_changes(index, torch.einsum("b,bji->ji", advantage.to(waiting) / steps, waiting))
+                self.gather_changes(index, torch.einsum("b,bji->ji", advantage.to(waiting) / steps, waiting))
         self._actions = []
         return weight * (1 - reward.mean().item())
 

@@ -12,6 +12,7 @@ from tbnn.learning.plasticity.threshold import AdaptiveThreshold
 from tbnn.learning.plasticity.triplets import Triplets
 from tbnn.learning.plasticity.windows import Pairs
 from tbnn.learning.rule import Outcome, Rule, RuleState, classification_error
+from tbnn.learning.stages import add_gradient
 from tbnn.nn import BinaryLinear, LeakyIntegrator, Network, Neuron, Winners
 from tbnn.nn.stateful import call_stateless
 
@@ -161,9 +162,9 @@ class Stdp(Rule):
             if isinstance(self.readout, BinaryLinear):
                 self.readout.quantized_weight().backward(change)
             else:
-                _add_gradient(self.readout.weight, change)
+                add_gradient(self.readout.weight, change)
         if self.readout.bias is not None and self.readout.bias.requires_grad:
-            _add_gradient(self.readout.bias, weight * time * error.sum(0))
+            add_gradient(self.readout.bias, weight * time * error.sum(0))
         return weight * loss
 
     def sequence(
@@ -203,10 +204,6 @@ def _compete(neuron: Neuron, winners: int | float | None) -> None:
         raise ValueError("winners: expected None for a neuron that keeps to a TargetRate, got a number")
     neuron.winners = Winners(winners)
     neuron.__dict__["made_with"]["activity"] = neuron.winners
-
-
-def _add_gradient(parameter: nn.Parameter, change: Tensor) -> None:
-    parameter.grad = change.clone() if parameter.grad is None else parameter.grad.add_(change)
 
 
 def _layers_of(network: nn.Module) -> tuple[Any, Neuron, Any, LeakyIntegrator]:
