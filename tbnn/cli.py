@@ -26,6 +26,12 @@ console = Console(highlight=False, soft_wrap=True)
 WIDTH = 120  # of what is printed as text
 WORDS = ("layer", "kind", "path", "details", "estimator", "verdict")  # columns of tables that hold no numbers
 SPLITS = ("train", "validation", "test")
+PLOTS = {
+    "raster": "one recording on its way through the network",
+    "fields": "the first layer's weights as images, of the neurons that vary most between recordings",
+    "learning": "traces of one recording under the run's own learning rule",
+    "animation": "one recording as a GIF: input, spikes of every layer, readout",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,13 +94,13 @@ def _parser() -> tuple[Parser, dict[str, Callable[[Namespace], None]]]:
     simulate.add_argument("--energy", type=bool, default=False, help="show the whole energy estimate, layer by layer")
     _add_folders(simulate)
     _add_datasets(add("datasets", _datasets, "List the datasets, make packed files, look into them."))
-    plot = add("plot", _plot, "Draw the raster of one recording on its way through a trained network.")
-    plot.add_argument("kind", type=str, choices=["raster"], help="what to draw")
+    plot = add("plot", _plot, "Draw a trained network: a recording in it, its weights, its learning.")
+    plot.add_argument("kind", type=str, choices=list(PLOTS), help="; ".join(f"{k}: {v}" for k, v in PLOTS.items()))
     _add_run(plot)
     _add_split(plot)
     plot.add_argument("--sample", type=int, default=0, help="number of the recording in the split")
     plot.add_argument(
-        "--output", type=str | None, default=None, help="the PNG (default: raster.png in the run's folder)"
+        "--output", type=str | None, default=None, help="the PNG or GIF (default: named KIND, in the run's folder)"
     )
     report = add("report", _report, "Write one self-contained HTML page about a run, or about a folder of studies.")
     report.add_argument(
@@ -316,12 +322,11 @@ def _print_store(path: Path, check: bool = False) -> None:
 
 
 def _plot(options: Namespace) -> None:
-    from tbnn.report.collect import plot_raster
+    from tbnn.report.plots import plot
     from tbnn.train import load_run
 
-    output = options.output or str(Path(options.run) / "raster.png")
-    plot_raster(load_run(options.run), options.split, options.sample, output)
-    console.print(output)
+    path = plot(options.kind, load_run(options.run), options.split, options.sample, options.output)
+    console.print(str(path))
 
 
 def _report(options: Namespace) -> None:

@@ -1,13 +1,13 @@
 """Whether finished results are those of the code at hand: a few of their runs once more, figure for figure."""
 
 import random
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tbnn.compare.config import CompareConfig
 from tbnn.compare.plan import Job, final_jobs, fingerprint, resolve, tasks_of
+from tbnn.compare.progress import Display
 from tbnn.compare.results import read_results, write_results
 from tbnn.compare.trial import run_job
 from tbnn.train.batches import packed_file
@@ -44,13 +44,12 @@ def recheck(config: CompareConfig, *, quiet: bool = False) -> Path:
     for task in {job.task for job, _ in jobs}:
         packed_file(resolve(tasks_of(config)[task].settings).data)
     equal, apart = 0, 0.0
-    for number, (job, row) in enumerate(jobs, 1):
-        again = run_job(job)
-        same = all(again.get(name) == row.get(name) for name in SAME)
-        equal += same
-        apart = max(apart, abs(again["test_accuracy"] - row["test_accuracy"]))
-        if not quiet:
-            print(f"{number}/{len(jobs)} {job.title}: {'equal' if same else 'differs'}", file=sys.stderr)
+    with Display(len(jobs), 0, quiet) as display:
+        for number, (job, row) in enumerate(jobs, 1):
+            again = run_job(job)
+            equal += all(again.get(name) == row.get(name) for name in SAME)
+            apart = max(apart, abs(again["test_accuracy"] - row["test_accuracy"]))
+            display.finished(job, again, number)
     results["rechecked"] = {
         "code": fingerprint(),
         "date": datetime.now(UTC).date().isoformat(),

@@ -48,6 +48,9 @@ class RewardEprop(Eprop):
             raise ValueError(f"discount: expected a number in [0, 1], got {discount}")
         if feedback == "adaptive":
             raise ValueError("feedback: expected 'symmetric' or 'random' for rewards, got 'adaptive'")
+        self._generator = torch.Generator().manual_seed(seed)
+        self._waiting: list[Tensor | None] = []
+        self._actions: list[Tensor] = []
         super().__init__(
             network,
             feedback=feedback,
@@ -58,9 +61,11 @@ class RewardEprop(Eprop):
         )
         self.discount = discount
         self.baseline = torch.zeros(())
-        self._generator = torch.Generator().manual_seed(seed)
-        self._waiting: list[Tensor | None] = [None] * len(self.stages)
-        self._actions: list[Tensor] = []
+        self._generator.manual_seed(seed)  # a step has been taken on the way, to see the neurons' shapes
+
+    def forget(self) -> None:
+        self._waiting, self._actions = [], []
+        super().forget()
 
     @torch.no_grad()
     def step(self, x: Tensor, state: RuleState | None = None) -> RuleState:
@@ -71,11 +76,13 @@ class RewardEprop(Eprop):
         self._actions.append(action)
         error = chances - functional.one_hot(action, chances.shape[1])
         states: tuple[StageState, ...] = now.traces[0]
+        if state is None or not self._waiting:
+            self._waiting = [None] * len(self.stages)
         signal = self._end.back(error)  # pyright: ignore[reportOptionalMemberAccess]
         for index in reversed(range(len(self.stages))):
             delta, own = self._own(index, states[index], signal)
             waiting = self._waiting[index]
-            self._waiting[index] = own if waiting is None or state is None else waiting * self.discount + own
+            self._waiting[index] = own if waiting is None else waiting * self.discount + own
             if index:
                 signal = self.below(index, states, delta, error)
         return now

@@ -45,7 +45,7 @@ def confusion_figure(confusion: npt.NDArray[np.integer], classes: Sequence[str])
     axis = figure.subplots()
     rows = np.maximum(confusion.sum(1, keepdims=True), 1)
     shares = confusion / rows
-    axis.imshow(shares, cmap=_whites_to_blue(), vmin=0, vmax=1, interpolation="none")
+    axis.imshow(shares, cmap=whites_to_blue(), vmin=0, vmax=1, interpolation="none")
     if n <= MOST_COUNTED:
         size = float(np.clip(110 / n, 5, 11))
         for (i, j), value in np.ndenumerate(confusion):
@@ -110,7 +110,8 @@ def _paired_bars(rows: Sequence[tuple[str, float, float]], names: tuple[str, str
     return figure
 
 
-def _whites_to_blue() -> Any:
+def whites_to_blue() -> Any:
+    """From paper white to dark blue, for shares."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("report", ["#f4f7fa", "#9cc9e3", BLUE, "#00395c"])

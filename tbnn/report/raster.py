@@ -53,9 +53,9 @@ def raster_figure(
     if as_images:
         _draw_slices(axes[0], sample.frames, step)
     else:
-        _draw_raster(axes[0], sample.frames.reshape(steps, -1), step, "input", "channel")
+        draw_raster(axes[0], sample.frames.reshape(steps, -1), step, "input", "channel")
     for axis, (name, spikes) in zip(axes[1:-1], sample.spikes.items(), strict=True):
-        _draw_raster(axis, spikes[:, : (neurons or {}).get(name)], step, name, "neuron", rate=float(spikes.mean()))
+        draw_raster(axis, spikes[:, : (neurons or {}).get(name)], step, name, "neuron", rate=float(spikes.mean()))
     _draw_readout(axes[-1], sample, classes, step)
     axes[-1].set_xlabel("time (ms)" if bin_width else "time step")
     axes[-1].set_xlim(0, steps * step)
@@ -125,7 +125,7 @@ def _draw_slices(axis: "Axes", frames: npt.NDArray[np.uint8], step: float) -> No
             )  # fmt: skip
 
 
-def _draw_raster(
+def draw_raster(
     axis: "Axes", spikes: npt.NDArray[np.uint8], step: float, name: str, unit: str, rate: float | None = None
 ) -> None:
     """A tick for each spike: time to the right, neurons upwards."""

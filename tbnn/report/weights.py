@@ -37,7 +37,7 @@ def weight_figure(picture: WeightPicture) -> "Figure":
     return _tiles(picture) if shows_tiles(picture) else _matrix(picture)
 
 
-def tile_sheet(fields: npt.NDArray[np.int8], columns: int) -> npt.NDArray[np.floating]:
+def tile_sheet(fields: npt.NDArray[Any], columns: int) -> npt.NDArray[np.floating]:
     """Tiles (n, H, W) on one sheet, row by row, NaN between them and where there is none."""
     n, height, width = fields.shape
     rows = -(-n // columns)
@@ -64,7 +64,7 @@ def _tiles(picture: WeightPicture) -> "Figure":
     axes = figure.subplots(1, channels, squeeze=False)[0]
     names = ("OFF inputs", "ON inputs") if channels == 2 else ("",)
     for axis, sheet, name in zip(axes, sheets, names, strict=True):
-        axis.imshow(sheet, cmap=_sign_colours(), vmin=-1, vmax=1, interpolation="nearest")
+        axis.imshow(sheet, cmap=sign_colours(), vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title(name)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -84,7 +84,7 @@ def _matrix(picture: WeightPicture) -> "Figure":
     height = min(side / wide, side)
     figure = new_figure(side + 0.5, max(height, 0.9) + 1.1)
     axis = figure.subplots()
-    axis.imshow(part, cmap=_sign_colours(), vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
+    axis.imshow(part, cmap=sign_colours(), vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
     recurrent = picture.kind == "recurrent"
     axis.set_xlabel("from neuron" if recurrent else "input")
     axis.set_ylabel("to neuron" if recurrent else "neuron")
@@ -112,7 +112,10 @@ def _legend(figure: "Figure", picture: WeightPicture) -> None:
     )  # fmt: skip
 
 
-def _sign_colours() -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
+def sign_colours(levels: int | None = None) -> Any:
+    """Of −1, 0 and 1, white where there is nothing; with ``levels``, bands of two (−1 and 1) or three colours."""
+    from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 
-    return LinearSegmentedColormap.from_list("signs", [_MINUS, _ZERO, _PLUS]).with_extremes(bad="white")
+    if levels is None:
+        return LinearSegmentedColormap.from_list("signs", [_MINUS, _ZERO, _PLUS]).with_extremes(bad="white")
+    return ListedColormap([_MINUS, _PLUS] if levels == 2 else [_MINUS, _ZERO, _PLUS]).with_extremes(bad="white")

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from tbnn.learning import Rule
+from tbnn.learning.config import USES
 from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent
 
+ONLINE = [
+    name for name in USES if name not in ("bptt", "equilibrium", "stdp")
+]  # the last two have networks of their own
 STEPS, BATCH, INPUTS, HIDDEN, CLASSES = 12, 3, 6, 9, 4
 KAPPA = 0.75
 

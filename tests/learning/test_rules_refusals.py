@@ -20,7 +20,6 @@ from tbnn.learning import (
     Rule,
     rule_of,
 )
-from tbnn.learning.config import USES
 from tbnn.nn import (
     Adaptive,
     BinaryConv2d,
@@ -36,9 +35,8 @@ from tbnn.nn import (
     TemporalBatchNorm,
     Voting,
 )
-from tests.learning.small_networks import batch, with_readout
+from tests.learning.small_networks import ONLINE, batch, with_readout
 
-ONLINE = [name for name in USES if name not in ("bptt", "equilibrium", "stdp")]
 SURROGATE: dict[str, Any] = {"gradient": "surrogate"}
 
 
