@@ -283,3 +283,24 @@ def test_figures_outside_spikes() -> None:
     row = comparisons(results)["language"]["comparisons"]["DDT affine"]
     assert f"{-100 * row['difference']:.1f} points above DDT affine (p = {row['p_holm']:.3f})" in ledger
     assert f"{results['config']['parameters']:,} parameters" in ledger
+
+
+def test_alignment_figures() -> None:
+    rows = json.loads((ROOT / "experiments/21_alignment/results.json").read_text())["rows"]
+
+    def mean(rule: str, slope: str, size: float | None, name: str) -> float:
+        own = [row[name] for row in rows if (row["rule"], row["slope"], row["size"]) == (rule, slope, size)]
+        assert len(own) == 3
+        return sum(own) / 3
+
+    slopes = {row["slope"] for row in rows}
+    assert len(slopes) == 4
+    for slope in slopes:
+        cells = [
+            f"{mean('eprop', slope, size, 'cosine'):.3f}, {mean('eprop', slope, size, 'ratio'):.2f}"
+            for size in (None, 0.5, 1.0, 2.0)
+        ]
+        assert f"| {slope} | {' | '.join(cells)} |" in TEXTS["experiments/README.md"]
+        for size in (None, 0.5, 1.0, 2.0):
+            assert abs(mean("eprop", slope, size, "cosine") - mean("ottt", slope, size, "cosine")) < 0.01
+            assert 8 <= 1 / mean("ottt", slope, size, "ratio") < 17.5
