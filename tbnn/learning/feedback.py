@@ -28,18 +28,20 @@ class Broadcast(nn.Module):
 
     Args:
         shapes: of the hidden stages' output, without the batch.
-        classes: of the readout.
+        readout: of a step, (B, classes), whose device the matrices are on.
         scale, seed, adaptive: as above.
     """
 
-    def __init__(self, shapes: list[torch.Size], classes: int, scale: float, seed: int, adaptive: bool) -> None:
+    def __init__(self, shapes: list[torch.Size], readout: Tensor, scale: float, seed: int, adaptive: bool) -> None:
         super().__init__()
         checked_scale(scale)
-        generator = torch.Generator().manual_seed(seed)
+        classes, generator = readout.shape[1], torch.Generator().manual_seed(seed)
         drawn = [
             torch.randn(classes, *shape, generator=generator) * (scale / math.sqrt(shape.numel())) for shape in shapes
         ]
-        self.matrices = nn.ParameterList(nn.Parameter(matrix, requires_grad=adaptive) for matrix in drawn)
+        self.matrices = nn.ParameterList(
+            nn.Parameter(matrix.to(readout.device), requires_grad=adaptive) for matrix in drawn
+        )
 
     def signal(self, index: int, error: Tensor) -> Tensor:
         """What the neurons of a hidden stage hear, (B, features...)."""
@@ -57,8 +59,8 @@ class Broadcast(nn.Module):
 
 
 @torch.no_grad()
-def hidden_shapes(rule: OnlineRule) -> tuple[list[torch.Size], int]:
-    """The shapes of what leaves a rule's hidden stages, and the number of classes, from one step of a silent input.
+def hidden_shapes(rule: OnlineRule) -> tuple[list[torch.Size], Tensor]:
+    """The shapes of what leaves a rule's hidden stages, and the readout, of one step of a silent input.
 
     Raises ``ValueError`` where a network's first layer is a convolution and it has no ``input_shape``.
     """
@@ -74,7 +76,7 @@ def hidden_shapes(rule: OnlineRule) -> tuple[list[torch.Size], int]:
     finally:
         network.train(was_training)
         rule.forget()
-    return [stage.out.shape[1:] for stage in state.traces[0][:-1]], state.readout.shape[1]
+    return [stage.out.shape[1:] for stage in state.traces[0][:-1]], state.readout
 
 
 class FeedbackAlignment(OnlineRule):

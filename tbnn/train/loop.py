@@ -70,6 +70,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
         raise ValueError(
             f"learning.rule: {config.learning.rule!r} runs in one process, got {accelerator.num_processes}"
         )
+    network.to(accelerator.device)  # a rule's own matrices go where the weights are
     rule = learner(network, config.optim, config.learning, config.seed, accelerator.backward)
     optimizer = optimizer_of(network, config.optim, rule.parameters())
     schedule = schedule_of(optimizer, config.optim, len(loader))
