@@ -244,6 +244,10 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if not self.tasks or not self.estimators:
             raise ValueError("compare: expected at least one task and one estimator")
+        for part, names in (("tasks", self.tasks), ("estimators", self.estimators), ("grid", self.grid)):
+            for name in names:
+                if not isinstance(name, str):  # YAML reads 128: as a number, true: as a truth value
+                    raise ValueError(f"{part}: expected a name, got {name!r}; put quotes around it")
         if self.seeds < 1:
             raise ValueError(f"seeds: expected a number >= 1, got {self.seeds}")
         if 0 <= self.tuning.seed < self.seeds:

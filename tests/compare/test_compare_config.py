@@ -167,3 +167,9 @@ def test_flat_settings() -> None:
         "model.lam": 1,
         "seed": 2,
     }
+
+
+@pytest.mark.parametrize("part", ["tasks", "grid"])
+def test_names_that_yaml_reads_as_numbers_are_refused(part: str) -> None:
+    with pytest.raises(ValueError, match=f"{part}: expected a name, got 128; put quotes around it"):
+        CompareConfig(**{part: {128: {}}})  # pyright: ignore[reportArgumentType]
