@@ -13,11 +13,12 @@ from torch.optim import SGD, AdamW, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tbnn.bits import pack_bits
+from tbnn.learning import LearningConfig
 from tbnn.learning.binary import KINDS, BinaryOptimizer, bits_per_synapse, is_binary, optimizer_for
 from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent
 from tbnn.sim import check_parity, pack
 from tbnn.train.config import OptimConfig
-from tbnn.train.step import backpropagate, schedule_of
+from tbnn.train.step import learner, schedule_of
 
 LIVELY: dict[str, dict[str, Any]] = {  # options at which a few steps flip some weights
     "bop": {"gamma": 0.3, "threshold": 1e-3},
@@ -128,7 +129,7 @@ def test_the_training_loops_own_step_and_schedule(kind: str) -> None:
         (group,) = optimizer.flips.param_groups
         strengths.append(group["lr"] / group["lr_unit"])
         prepared.zero_grad()
-        backpropagate(ready, X, LABELS, optim)
+        learner(ready, optim, LearningConfig()).sequence(X, LABELS)
         prepared.step()
         stepped.step()
     assert is_binary(model)

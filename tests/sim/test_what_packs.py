@@ -15,9 +15,14 @@ from tbnn.nn import (
     BinaryConv2d,
     BinaryLinear,
     CustomNeuron,
+    Dale,
+    DeepR,
     Delay,
     DelayedLinear,
+    Distance,
+    FixedWiring,
     Flatten,
+    GivenWiring,
     Leaky,
     LeakyIntegrator,
     MaxPool2d,
@@ -33,11 +38,18 @@ from tbnn.nn import (
     Winners,
 )  # fmt: skip
 from tbnn.nn.neuron import Coefficients
+from tbnn.nn.wiring import Wiring
 from tbnn.ops.lif import Second
 from tbnn.sim import check_parity, pack, unpack
 
 SHAPE = (2, 8, 8)
 FLAT = [Flatten(), BinaryLinear(128, 6)]
+EVEN = (torch.arange(6)[:, None] + torch.arange(128)) % 2 == 0  # every other synapse
+
+
+def _wired(wiring: Wiring) -> list[nn.Module]:
+    return [Flatten(), BinaryLinear(128, 6, form="linear", wiring=wiring)]
+
 
 PACKS: dict[str, list[nn.Module]] = {
     "AdLIF": [*FLAT, AdLIF(0.5)],
@@ -57,6 +69,11 @@ PACKS: dict[str, list[nn.Module]] = {
     "Residual": [*FLAT, Leaky(0.5), Residual([BinaryLinear(6, 6), Leaky(0.5)])],
     "SpikeDropout": [*FLAT, SpikeDropout(0.5), Leaky(0.5)],
     "Synaptic": [*FLAT, Synaptic(0.5, 0.5)],
+    "Dale": [*_wired(Dale(0.3)), Leaky(0.5)],
+    "DeepR": [*_wired(DeepR(0.5)), Leaky(0.5)],
+    "Distance": [*_wired(Distance(0.5)), Leaky(0.5)],
+    "FixedWiring": [*_wired(FixedWiring(0.3)), Leaky(0.5)],
+    "GivenWiring": [*_wired(GivenWiring(EVEN)), Leaky(0.5)],
     "TargetRate": [*FLAT, Leaky(0.5, activity=TargetRate(0.1))],
     "TemporalBatchNorm": [*FLAT, TemporalBatchNorm(6), Leaky(0.5)],
     "Voting": [*FLAT, LeakyIntegrator(0.5), Voting(2)],
@@ -77,6 +94,10 @@ DOES_NOT = {
 }
 
 
+VALUES = ("Dale", "DeepR", "Distance", "FixedWiring", "GivenWiring", "TargetRate", "Winners")
+"""Arguments of layers, not layers."""
+
+
 def test_every_class_has_its_line() -> None:
     classes = {name for name in tbnn.nn.__all__ if inspect.isclass(getattr(tbnn.nn, name))}
     assert classes == {*PACKS, *DOES_NOT}
@@ -89,7 +110,7 @@ def test_a_class_that_packs(name: str) -> None:
     net = Network(PACKS[name], shape).eval()
     x = (torch.rand(9, 2, *shape) < 0.4).float()
     packed = pack(net)
-    assert any(isinstance(m, getattr(tbnn.nn, name)) for m in net.modules()) or name in ("TargetRate", "Winners")
+    assert any(isinstance(m, getattr(tbnn.nn, name)) for m in net.modules()) or name in VALUES
     assert check_parity(net, packed, x).equal
     result = packed.simulate(x)
     assert result.readout is not None or bool(result.output_spikes.any())  # type: ignore[union-attr]
