@@ -304,3 +304,20 @@ def test_alignment_figures() -> None:
         for size in (None, 0.5, 1.0, 2.0):
             assert abs(mean("eprop", slope, size, "cosine") - mean("ottt", slope, size, "cosine")) < 0.01
             assert 8 <= 1 / mean("ottt", slope, size, "ratio") < 17.5
+
+
+def test_online_learning_figures() -> None:
+    found = json.loads((ROOT / "experiments/speed/results/learning.cpu.1.json").read_text())
+    ledger = TEXTS["experiments/README.md"]
+    section = ledger[ledger.index("## Online learning") : ledger.index("## Packed simulation")]
+    rules = list(dict.fromkeys(row["shape"].split(",")[0] for row in found["rows"]))
+    assert len(rules) == 7
+    for rule in rules:
+        line = next(line for line in section.splitlines() if line.startswith(f"| {rule} |"))
+        costs = [
+            f"{1 / row['ratio']:.1f} [{1 / row['ratio_max']:.1f}, {1 / row['ratio_min']:.1f}]"
+            for row in found["rows"]
+            if row["shape"].startswith(f"{rule},")
+        ]
+        held = [f"{one['bytes'] / 2**20:.1f}" for one in found["memory"] if one["rule"] == rule]
+        assert [cell.strip() for cell in line.strip("|").split("|")[1:]] == [*costs, *held]

@@ -14,7 +14,7 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,13 @@ def one_step(network: nn.Module, x: Tensor) -> dict[str, Any]:
         "peak_bytes": _status("VmHWM") - before,
         "held_at_most": _status("VmHWM"),
     }
+
+
+def grown(run: Callable[[], object]) -> int:
+    """Bytes by which the process grows at most while something runs."""
+    before = _resident(reset=True)
+    run()
+    return _status("VmHWM") - before
 
 
 def _resident(reset: bool = False) -> int:
