@@ -264,6 +264,33 @@ def test_every_interval_of_a_section_is_of_its_study(number: str) -> None:
     assert set(shown) <= known
 
 
+OVERVIEW = {
+    "Braille letters, recurrent, 64 steps": ("07", "base"),
+    "digits row by row, recurrent, 40 steps": ("18", "rows"),
+    "N-MNIST subset, at most 0.5 % of the neurons spike": ("17", "activity_rate=0.005"),
+    "at most 2 %": ("17", "activity_rate=0.02"),
+    "at most 5 %": ("17", "activity_rate=0.05"),
+    "at most 20 %": ("17", "activity_rate=0.2"),
+}
+
+
+@pytest.mark.usefixtures("_all_resamples")
+@pytest.mark.parametrize("row", OVERVIEW)
+def test_the_readmes_overview(row: str) -> None:
+    from tbnn.compare.statistics import estimates
+    from tbnn.compare.tables import with_interval
+
+    number, task = OVERVIEW[row]
+    found = estimates(json.loads((COMPARED[number] / "results.json").read_text()))
+    figures = found.get(task) or next(iter(found.values()))
+    tuned = max(
+        (figures[name] for name in ("atan, scale tuned", "fast_sigmoid, scale tuned")), key=lambda one: one["mean"]
+    )
+    shown = (figures["DDT trace, slope"], tuned, figures["atan"])
+    cells = [with_interval(one["mean"], one["interval"]) for one in shown]
+    assert f"| {row} | {' | '.join(cells)} |" in TEXTS["README.md"]
+
+
 def test_every_study_has_its_section_and_its_verdict() -> None:
     ledger = TEXTS["experiments/README.md"]
     for number, folder in COMPARED.items():
