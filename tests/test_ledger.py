@@ -289,6 +289,16 @@ def test_the_readmes_overview(row: str) -> None:
     shown = (figures["DDT trace, slope"], tuned, figures["atan"])
     cells = [with_interval(one["mean"], one["interval"]) for one in shown]
     assert f"| {row} | {' | '.join(cells)} |" in TEXTS["README.md"]
+    results = json.loads((COMPARED[number] / "results.json").read_text())
+
+    def p_against(reference: str) -> float:
+        tasks = statistics.comparisons(results, reference)
+        compared = tasks.get(task) or next(iter(tasks.values()))
+        return compared["comparisons"]["DDT trace, slope"]["p_holm"]
+
+    assert p_against("atan, scale tuned") >= 0.05, "the README says: not beyond doubt"
+    sure = row in ("Braille letters, recurrent, 64 steps", "digits row by row, recurrent, 40 steps", "at most 2 %")
+    assert (p_against("atan") < 0.05) == sure
 
 
 def test_every_study_has_its_section_and_its_verdict() -> None:
