@@ -7,6 +7,7 @@ from tbnn.learning.feedback import Broadcast, hidden_shapes
 from tbnn.learning.online import OnlineRule, StageState
 from tbnn.learning.ridge import MOMENTUM
 from tbnn.learning.rule import classification_error
+from tbnn.learning.stretch import STRETCH
 
 
 class Decolle(OnlineRule):
@@ -26,6 +27,7 @@ class Decolle(OnlineRule):
     """
 
     name = "decolle"
+    stretch = STRETCH
 
     def __init__(
         self, network: nn.Module, *, readout_scale: float = 4.0, learn_readouts: bool = False, seed: int = 0,

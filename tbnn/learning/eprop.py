@@ -9,7 +9,8 @@ from tbnn.learning.feedback import Broadcast, hidden_shapes
 from tbnn.learning.online import OnlineRule, StageState
 from tbnn.learning.ridge import MOMENTUM
 from tbnn.learning.stages import LINEAR
-from tbnn.learning.traces import filter_of
+from tbnn.learning.stretch import STRETCH, Stretch
+from tbnn.learning.traces import Filter, Response, filter_of, response
 from tbnn.nn import Adaptive, LeakyIntegrator
 
 CHUNK = 16  # steps whose eligibilities are folded into one product
@@ -115,6 +116,7 @@ class Eprop(OnlineRule):
     name = "eprop"
     weights = LINEAR
     chunk: ClassVar[int] = CHUNK
+    stretch = STRETCH
 
     def __init__(
         self, network: nn.Module, *, feedback: str = "symmetric", adaptation: bool = True, feedback_scale: float = 1.0,
@@ -136,6 +138,11 @@ class Eprop(OnlineRule):
         if feedback != "symmetric":
             self.broadcast = Broadcast(*hidden_shapes(self), feedback_scale, seed, feedback == "adaptive")
             self.parts["broadcast"] = self.broadcast
+
+    @property
+    def stretches(self) -> bool:
+        """Not with ε_a, which is one a synapse and follows step by step."""
+        return super().stretches and not any(self._adapts(index) for index in range(len(self.stages)))
 
     def _adapts(self, index: int) -> bool:
         return self.adaptation and type(self.stages[index].neuron) is Adaptive
@@ -193,6 +200,39 @@ class Eprop(OnlineRule):
             self._settle(index)
         self._heard[index].add(eligibility, signal)
         return signal * eligibility.pending[-1][0]
+
+    def assign_steps(self, stage: Stretch, signal: Tensor) -> Tensor:
+        """Σ_t L[t]·ē[t] = Σ_s (Σ_{t≥s} κ^(t−s)·L[t])·e[s]: signals are filtered backwards in place of eligibilities forwards."""
+        if not stage.stage.spikes:
+            return super().assign_steps(stage, signal)
+        readout, slopes = self._readout(stage, signal), stage.slopes()
+        stage.gather(slopes * readout.later(signal), self._norms[stage.index])
+        if stage.before is not None:
+            (early,) = readout.earlier(signal)
+            self.gather_changes(stage.index, torch.einsum("bo,boi->oi", early, stage.before.extra.filtered))
+        return signal * slopes
+
+    def _readout(self, stage: Stretch, like: Tensor) -> Response:
+        return response(Filter(self.kappa), stage.steps, like)
+
+    def remember_steps(self, stage: Stretch) -> Eligibility | None:
+        if self.feedback != "adaptive" or stage.index == len(self.stages) - 1:
+            return None
+        before = None if stage.before is None else (stage.before.extra.spikes,)
+        return Eligibility(None, spikes=self._readout(stage, stage.out).levels(stage.out, before).flatten(0, 1))
+
+    def carry_steps(self, stage: Stretch) -> Eligibility | None:
+        """ē after the last step, by one product: Σ_s κ^(T−1−s)·ψ[s]·x̄[s]ᵀ and what is left of it from before."""
+        if not stage.stage.spikes:
+            return None
+        own, spikes = self._readout(stage, stage.out), None
+        share = own.inputs[0].reshape(-1, *[1] * (stage.out.ndim - 1))
+        filtered = stage.outer(stage.slopes() * share)
+        if stage.before is not None:
+            filtered += own.states[0, 0] * stage.before.extra.filtered
+        if stage.extra is not None:
+            spikes = stage.timed(stage.extra.spikes)[-1]
+        return Eligibility(filtered, spikes=spikes)
 
     def _settle(self, index: int) -> None:
         changes = self._heard[index].settle(self.kappa)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from tbnn.learning.online import OnlineRule, StageState
 from tbnn.learning.ridge import MOMENTUM
 from tbnn.learning.stages import add_gradient
-from tbnn.learning.traces import filter_of
+from tbnn.learning.stretch import STRETCH, Stretch
+from tbnn.learning.traces import filter_of, response
 
 
 def checked_scale(scale: float) -> float:
@@ -91,6 +92,7 @@ class FeedbackAlignment(OnlineRule):
     """
 
     name = "fa"
+    stretch = STRETCH
 
     def __init__(
         self, network: nn.Module, *, momentum: float = MOMENTUM, feedback_scale: float = 1.0, seed: int = 0
@@ -124,6 +126,7 @@ class DirectFeedbackAlignment(OnlineRule):
     """
 
     name = "dfa"
+    stretch = STRETCH
 
     def __init__(
         self, network: nn.Module, *, momentum: float = MOMENTUM, adaptive: bool = False, feedback_scale: float = 1.0,
@@ -146,6 +149,18 @@ class DirectFeedbackAlignment(OnlineRule):
             return None
         trace = self._readout_filter.advance(None if before is None else (before,), now.out)
         return self._readout_filter.level(trace)
+
+    def remember_steps(self, stage: Stretch) -> Any:
+        if not self.adaptive or stage.index == len(self.stages) - 1:
+            return None
+        heard = response(self._readout_filter, stage.steps, stage.out)
+        return heard.levels(stage.out, None if stage.before is None else stage.before.extra).flatten(0, 1)
+
+    def carry_steps(self, stage: Stretch) -> Any:
+        if not self.adaptive or stage.index == len(self.stages) - 1:
+            return None
+        heard = response(self._readout_filter, stage.steps, stage.out)
+        return heard.after(stage.out, None if stage.before is None else stage.before.extra)
 
     def parameters(self) -> list[nn.Parameter]:
         return [matrix for matrix in self.broadcast.parameters() if matrix.requires_grad]

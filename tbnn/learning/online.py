@@ -1,17 +1,18 @@
 """What the online gradient rules share: a step forward with traces, and an error's way into the weights of each stage."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tbnn.learning.normalise import normalised
 from tbnn.learning.ridge import MOMENTUM, RunningRidge, Seen, see
-from tbnn.learning.rule import Rule, RuleState, classification_error
+from tbnn.learning.rule import Outcome, Rule, RuleState, classification_error
 from tbnn.learning.stages import WEIGHTS, Passage, Synapses, add_gradient, pass_through, stages_of
+from tbnn.learning.stretch import Carry, Stretch, Whole, run, stretchable
 from tbnn.learning.traces import Filter, Trace, filter_of
-from tbnn.nn import Neuron, TemporalBatchNorm
-
-NORM_MOMENTUM = 0.01  # of a step, in place of a batch norm's own of a sequence
+from tbnn.nn import Neuron
 
 
 class StageState(NamedTuple):
@@ -33,6 +34,8 @@ class StageState(NamedTuple):
     """Of a bias's input, 1."""
     normed: Trace | None
     """Of the normalised current, where there is a norm."""
+    gain: Tensor | None
+    """What the norm multiplied the current by, broadcasting to it."""
     seen: Seen | None
     """What a spiking stage gives to learn from."""
     extra: Any = None
@@ -57,6 +60,7 @@ class OnlineRule(Rule):
     """
 
     weights: tuple[type[nn.Module], ...] = WEIGHTS
+    stretch: int | None = None  # steps that :meth:`sequence` takes at once; None: it goes step by step
 
     def __init__(self, network: nn.Module, *, momentum: float = MOMENTUM) -> None:
         super().__init__(network)
@@ -95,11 +99,9 @@ class OnlineRule(Rule):
         passage = pass_through(stage.path, spikes, None if old is None else old.passage.states)
         x = passage.left.detach()
         current = synapses.current(x)
-        normed = None
+        normed = gain = None
         if stage.norm is not None:
-            if stage.norm.training:
-                _observe(stage.norm, current)
-            hat, current = _normalised(stage.norm, current)
+            hat, current, gain = (part.squeeze(0) for part in normalised(stage.norm, current.unsqueeze(0)))
             normed = filter_.advance(None if old is None else old.normed, hat)
         last = returned = None
         returning = self.returning_synapses[index]
@@ -117,7 +119,7 @@ class OnlineRule(Rule):
             filter_.advance(None if old is None else old.inputs, x),
             last, returned,
             filter_.advance(None if old is None else old.ones, x.new_ones(())),
-            normed, seen,
+            normed, gain, seen,
         )  # fmt: skip
         return now._replace(extra=self.remember(index, now, None if old is None else old.extra))
 
@@ -151,6 +153,67 @@ class OnlineRule(Rule):
                 add_gradient(stage.norm.weight, norm[0])
                 add_gradient(stage.norm.bias, norm[1])
         self.forward_synapses = []  # the next step quantises anew
+
+    # several steps at once
+
+    def sequence(
+        self, x: Tensor, target: Tensor, change: Callable[[], Any] | None = None, *, steps: int | None = None
+    ) -> Outcome:
+        """As the base's; rules and networks that allow it take ``stretch`` steps at once (:mod:`tbnn.learning.stretch`)."""
+        if not self.stretch or steps == 1 or not self.stretches:
+            return super().sequence(x, target, change, steps=steps)
+        total, done, loss, readouts = len(x), 0, 0.0, []
+        before = tail = None
+        while done < total:
+            until = min(done + self.stretch, total if steps is None else done - done % steps + steps, total)
+            part, ran = self._stretched(x[done:until], target, total, before, tail)
+            loss, done = loss + part, until
+            readouts.append(ran.end.left.detach().unflatten(0, (-1, x.shape[1])))
+            if done < total:
+                before, tail = tuple(stage.carry(self.carry_steps(stage)) for stage in ran.stages), ran.end.states
+            if done == total or (steps is not None and done % steps == 0):
+                self.finish()
+                if change is not None:
+                    change()
+        return Outcome(loss, torch.cat(readouts))
+
+    @property
+    def stretches(self) -> bool:
+        """Whether the network is one whose steps can be taken together."""
+        return stretchable([stage.neuron for stage in self.stages])
+
+    @torch.no_grad()
+    def _stretched(
+        self, x: Tensor, target: Tensor, total: int, before: tuple[Carry, ...] | None, tail: Any
+    ) -> tuple[float, Whole]:
+        """Several steps forward and their gradients gathered; their share of the loss of ``total`` steps."""
+        if not self.forward_synapses:
+            self._refresh()
+        self._last = self._end = None  # no single step stands to be credited
+        ran = run(self, self.network.unpacked(x), before, tail)  # pyright: ignore[reportCallIssue]
+        repeated, weight = target.repeat(len(x), *[1] * (target.ndim - 1)), len(x) / total
+        loss, error = self.error(ran.end.left.detach(), repeated, weight)
+        states, signal = tuple(_flat(stage) for stage in ran.stages), ran.end.back(error)
+        for index in reversed(range(len(self.stages))):
+            stage = ran.stages[index]
+            delta = self.assign_steps(stage, signal.reshape(stage.out.shape))
+            if index:
+                signal = self.below(index, states, delta.flatten(0, 1), error)
+        return loss * weight, ran
+
+    def assign_steps(self, stage: Stretch, signal: Tensor) -> Tensor:
+        """:meth:`assign` of several steps, (T, B, features...)."""
+        delta = stage.through_spikes(signal)
+        stage.gather(delta, self._norms[stage.index])
+        return delta
+
+    def remember_steps(self, stage: Stretch) -> Any:
+        """:meth:`remember` of several steps, for what :meth:`below` reads: of T·B samples."""
+        return None
+
+    def carry_steps(self, stage: Stretch) -> Any:
+        """And what of it the next steps need."""
+        return None
 
     def forget(self) -> None:
         """Drop what was seen and gathered; the weights may have changed."""
@@ -200,19 +263,18 @@ class OnlineRule(Rule):
 
     def _through_norm(self, index: int, state: StageState, delta: Tensor) -> Tensor:
         """δ by the product, from δ by the normalised current, whose weight and bias learn on the way."""
-        norm = self.stages[index].norm
-        if norm is None or state.normed is None:
+        if state.gain is None or state.normed is None:
             return delta
         filter_, axes = self.filters[index], [axis for axis in range(delta.ndim) if axis != 1]
         self._norms[index][0] += (delta * filter_.level(state.normed)).sum(axes)
         self._norms[index][1] += (delta * filter_.level(state.ones)).sum(axes)
-        return delta * norm.folded()[0].reshape(-1, *[1] * (delta.ndim - 2))
+        return delta * state.gain
 
     def below(self, index: int, states: tuple[StageState, ...], delta: Tensor, error: Tensor) -> Tensor:
         """The signal by what left the stage before ``index``: here through the weights, at the same step."""
-        state, norm = states[index], self.stages[index].norm
-        if norm is not None:
-            delta = delta * norm.folded()[0].reshape(-1, *[1] * (delta.ndim - 2))
+        state = states[index]
+        if state.gain is not None:
+            delta = delta * state.gain
         x = state.passage.left.detach()
         return state.passage.back(self.forward_synapses[index].back(x, delta, self.backward_weight(index)))
 
@@ -240,18 +302,8 @@ class OnlineRule(Rule):
             module.load_state_dict(own)
 
 
-def _observe(norm: TemporalBatchNorm, current: Tensor) -> None:
-    """Let a norm's running statistics follow one step."""
-    axes = [axis for axis in range(current.ndim) if axis != 1]
-    mean = current.mean(axes)
-    norm.running_mean.lerp_(mean, NORM_MOMENTUM)
-    apart = (current - norm.running_mean.reshape(-1, *[1] * (current.ndim - 2))).square().mean(axes)
-    norm.running_var.lerp_(apart, NORM_MOMENTUM)
-
-
-def _normalised(norm: TemporalBatchNorm, current: Tensor) -> tuple[Tensor, Tensor]:
-    """The current less its mean over its deviation, and that times the norm's weight plus its bias."""
-    per_channel = (-1, *[1] * (current.ndim - 2))
-    deviation = torch.rsqrt(norm.running_var + norm.eps)
-    hat = (current - norm.running_mean.reshape(per_channel)) * deviation.reshape(per_channel)
-    return hat, hat * norm.weight.detach().reshape(per_channel) + norm.bias.detach().reshape(per_channel)
+def _flat(stage: Stretch) -> StageState:
+    """Several steps as one of T·B samples, of which errors pass down alike."""
+    out = stage.out.flatten(0, 1)
+    gain = None if stage.gain is None else stage.gain.expand(*stage.out.shape[:2], *stage.gain.shape[2:]).flatten(0, 1)
+    return StageState(None, out, stage.passage, (), None, None, (), None, gain, None, stage.extra)

@@ -1,6 +1,7 @@
 """Online training through time: presynaptic traces, and errors that go down through space alone."""
 
 from tbnn.learning.online import OnlineRule
+from tbnn.learning.stretch import STRETCH
 
 
 class Ottt(OnlineRule):
@@ -22,3 +23,4 @@ class Ottt(OnlineRule):
     """
 
     name = "ottt"
+    stretch = STRETCH

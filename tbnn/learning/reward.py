@@ -39,6 +39,7 @@ class RewardEprop(Eprop):
     name = "reward"
     every = None
     chunk = 1
+    stretch = None
 
     def __init__(
         self, network: nn.Module, *, feedback: str = "symmetric", adaptation: bool = True, feedback_scale: float = 1.0,

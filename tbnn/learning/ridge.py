@@ -1,5 +1,6 @@
 """The slope of a spike, as online rules use it: a surrogate's, or a ridge regression's on running averages (online DDT)."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,28 @@ from tbnn.ops.lif import LifState
 from tbnn.ops.lif.cell import Cell, advance, effective, trace_gain
 
 MOMENTUM = 0.005  # of a step: the averages remember about 200
+
+
+def followed(values: Tensor, before: Tensor, shares: tuple[float, ...]) -> Tensor:
+    """Running averages after each of several steps: ``a[t] = a[t−1] + shares[t]·(values[t] − a[t−1])``, a[−1] = ``before``."""
+    if len(shares) == 1:
+        return before.lerp(values[0], shares[0]).unsqueeze(0)
+    weights, kept = (part.to(values) for part in _shares(shares))
+    flat = weights @ values.flatten(1) + kept.unsqueeze(1) * before.flatten()
+    return flat.reshape(values.shape)
+
+
+@lru_cache(maxsize=64)
+def _shares(shares: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """How much of each earlier step (t, s), and of what was before (t,), an average holds."""
+    steps = len(shares)
+    weights, kept = torch.zeros(steps, steps, dtype=torch.float64), torch.ones(steps, dtype=torch.float64)
+    row, left = torch.zeros(steps, dtype=torch.float64), 1.0
+    for t, share in enumerate(shares):
+        row, left = row * (1 - share), left * (1 - share)
+        row[t] = share
+        weights[t], kept[t] = row, left
+    return weights, kept
 
 
 class Seen(NamedTuple):
@@ -60,16 +83,23 @@ class RunningRidge(nn.Module):
 
     def observe(self, x: Tensor, q: Tensor) -> None:
         """Follow a step's x and q (B, features...)."""
-        self._follow(slice(0, 4), 0, torch.stack([self._means(part) for part in (x, q, q * q, x * q)]))
+        self.observe_steps(x.unsqueeze(0), q.unsqueeze(0))
+
+    def observe_steps(self, x: Tensor, q: Tensor) -> Tensor:
+        """Follow the x and q of several steps (T, B, features...); the averages after each, (T, 4, groups)."""
+        return self._follow(slice(0, 4), 0, torch.stack([self._means(part) for part in (x, q, q * q, x * q)], 1))
 
     def gradient(self, g: Tensor, x: Tensor, q: Tensor) -> Tensor:
         """dL/dx in all, of a step's gradient by its spikes."""
-        full = self.neuron_gradient.differentiate_stats
-        if full:
-            self._follow(slice(4, 6), 1, torch.stack([self._means(g), self._means(g * q)]))
-        if not full:
-            return self.fitted(x) * g
-        x_mean, q_mean, qq, xq, g_mean, gq = (self._spread(row, g) for row in self.averages)
+        return self.gradient_steps(g.unsqueeze(0), x.unsqueeze(0), q.unsqueeze(0), self.averages[:4].unsqueeze(0))[0]
+
+    def gradient_steps(self, g: Tensor, x: Tensor, q: Tensor, averages: Tensor) -> Tensor:
+        """:meth:`gradient` of several steps (T, B, features...), given what :meth:`observe_steps` returned for them."""
+        if not self.neuron_gradient.differentiate_stats:
+            return self.slopes(averages, x) * g
+        own = self._follow(slice(4, 6), 1, torch.stack([self._means(g), self._means(g * q)], 1))
+        x_mean, q_mean, qq, xq = (self._spread(row, g) for row in averages.unbind(1))
+        g_mean, gq = (self._spread(row, g) for row in own.unbind(1))
         denominator = qq - q_mean * q_mean + self.neuron_gradient.lam
         s = (xq - x_mean * q_mean) / denominator
         r, c = (gq - g_mean * q_mean) / denominator, q - q_mean
@@ -77,24 +107,34 @@ class RunningRidge(nn.Module):
 
     def fitted(self, like: Tensor) -> Tensor:
         """The slope s as it is now, broadcasting to ``like`` (B, features...)."""
-        x_mean, q_mean, qq, xq = self.averages[:4]
+        return self.slopes(self.averages[:4].unsqueeze(0), like.unsqueeze(0))[0]
+
+    def slopes(self, averages: Tensor, like: Tensor) -> Tensor:
+        """The slopes s of averages (T, 4, groups), broadcasting to ``like`` (T, B, features...)."""
+        x_mean, q_mean, qq, xq = averages.unbind(1)
         return self._spread((xq - x_mean * q_mean) / (qq - q_mean * q_mean + self.neuron_gradient.lam), like)
 
-    def _follow(self, rows: slice, which: int, means: Tensor) -> None:
-        if self.averages.shape[1] != means.shape[1]:
-            self.averages = means.new_zeros(6, means.shape[1])
-        self.count[which] += 1
-        by_step = self.neuron_gradient.stats == "step"
-        share = 1.0 if by_step else max(self.momentum, 1 / float(self.count[which]))
-        self.averages[rows].lerp_(means, share)
+    def _follow(self, rows: slice, which: int, means: Tensor) -> Tensor:
+        """Let the averages follow the steps' means (T, rows, groups); they after each step."""
+        if self.averages.shape[1] != means.shape[2]:
+            self.averages = means.new_zeros(6, means.shape[2])
+        first, steps = float(self.count[which]), len(means)
+        self.count[which] += steps
+        if self.neuron_gradient.stats == "step":
+            history = means
+        else:
+            shares = tuple(max(self.momentum, 1 / (first + step)) for step in range(1, steps + 1))
+            history = followed(means, self.averages[rows], shares)
+        self.averages[rows] = history[-1]
+        return history
 
     def _means(self, a: Tensor) -> Tensor:
         if self.neuron_gradient.stats == "step" or not self.neuron_gradient.per_channel:
-            return a.mean()[None]
-        return a.mean([axis for axis in range(a.ndim) if axis != 1])
+            return a.flatten(1).mean(1, keepdim=True)
+        return a.mean([axis for axis in range(1, a.ndim) if axis != 2])
 
     def _spread(self, row: Tensor, like: Tensor) -> Tensor:
-        return row if row.numel() == 1 else row.reshape(-1, *[1] * (like.ndim - 2))
+        return row.reshape(len(row), 1, -1, *[1] * (like.ndim - 3))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = state_dict.get(prefix + "averages")
@@ -105,23 +145,31 @@ class RunningRidge(nn.Module):
 
 def see(neuron: Neuron, state: LifState, spikes: Tensor) -> Seen:
     """What a step leaves to learn from: ``state`` and ``spikes`` are those after it, (B, features...)."""
-    gradient = neuron.spike_gradient
     beta, second = neuron.coefficients()
-    threshold = neuron.effective_threshold(spikes.shape[1:])
-    cell = Cell(beta, threshold, second)
+    cell = Cell(beta, neuron.effective_threshold(spikes.shape[1:]), second)
     level = effective(state.v, state.w, cell)
-    u = level - threshold
+    if not neuron.spike_gradient.uses_trace:
+        return seen_of(neuron, cell, level, spikes)
+    driven = effective(state.trace, state.w_trace, cell)  # pyright: ignore[reportArgumentType]
+    return seen_of(neuron, cell, level, spikes, driven, _held(state, spikes, cell))
+
+
+def seen_of(
+    neuron: Neuron, cell: Cell, level: Tensor, spikes: Tensor, driven: Tensor | None = None, held: Tensor | None = None
+) -> Seen:
+    """The same from a step's level; with target="trace" also from what the current alone would have made of it, and how
+    far this step's and all earlier spikes hold it down."""
+    gradient, u = neuron.spike_gradient, level - cell.threshold
     if gradient.gradient == "surrogate":
         return Seen(u, spikes, None, None, gradient.scale * gradient.surrogate.derivative(u))
-    if not gradient.uses_trace:
+    if driven is None or held is None:
         shape = gradient.surrogate
         return Seen(u, spikes, shape.soft(u), spikes, gradient.scale / shape.area * shape.derivative(u))
     gain = trace_gain(cell)
-    raw = gain * effective(state.trace, state.w_trace, cell)  # pyright: ignore[reportArgumentType]
-    highest = 1 / (1 + neuron.refractory)
+    raw, highest = gain * driven, 1 / (1 + neuron.refractory)
     x = raw.clamp(gradient.floor, highest)
     passes = (raw >= gradient.floor) & (raw <= highest)
-    return Seen(u, spikes, x, gain * _held(state, spikes, cell), gradient.scale * gain * passes)
+    return Seen(u, spikes, x, gain * held, gradient.scale * gain * passes)
 
 
 def _held(state: LifState, spikes: Tensor, cell: Cell) -> Tensor:

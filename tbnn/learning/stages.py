@@ -42,6 +42,8 @@ class Stage:
     neuron: Neuron | LeakyIntegrator
     recurrent: nn.Module | None = None
     """The weights by which the neurons' spikes return one step later."""
+    loop: Recurrent | None = None
+    """The neurons with these weights."""
 
     @property
     def spikes(self) -> bool:
@@ -90,8 +92,9 @@ def _stage(
     place: str, name: str, path: list[nn.Module], layer: nn.Module, norm: TemporalBatchNorm | None,
     neuron: nn.Module | None, rule: str, weights: tuple[type[nn.Module], ...],
 ) -> Stage:  # fmt: skip
-    recurrent = None
+    recurrent = loop = None
     if isinstance(neuron, Recurrent):
+        loop = neuron
         if neuron.delay != 1:
             raise ValueError(f"{rule}: {place}: expected spikes that return after 1 step, got delay={neuron.delay}")
         recurrent, neuron = neuron.recurrent_layer, neuron.neuron
@@ -107,7 +110,7 @@ def _stage(
         raise ValueError(f"{rule}: {place}: expected neurons whose constants are fixed, got a trained {trained[0]}")
     if isinstance(neuron, Neuron) and neuron.spike_gradient.emit != "bits":
         raise ValueError(f"{rule}: {place}: expected emit='bits', got {neuron.spike_gradient.emit!r}")
-    return Stage(name, path, layer, norm, neuron, recurrent)
+    return Stage(name, path, layer, norm, neuron, recurrent, loop)
 
 
 def _passes(layer: nn.Module) -> bool:
@@ -134,22 +137,30 @@ class Passage:
         return torch.autograd.grad(self.left, self.entered, gradient.reshape(self.left.shape), retain_graph=True)[0]
 
 
-def pass_through(path: list[nn.Module], spikes: Tensor, states: tuple[Any, ...] | None) -> Passage:
-    """Spikes (B, ...) on their way through pools, flattening, dropout, with the little graph that leads back."""
+def pass_through(
+    path: list[nn.Module], spikes: Tensor, states: tuple[Any, ...] | None, steps: int | None = None
+) -> Passage:
+    """Spikes (B, ...) on their way through pools, flattening, dropout, with the little graph that leads back.
+
+    Given ``steps`` they are those of several steps, (steps·B, ...), and so is what the passage holds.
+    """
     if not path:
         return Passage(spikes, spikes, ())
     states = (None,) * len(path) if states is None else states
     after = []
     with torch.enable_grad():
         entered = spikes.detach().requires_grad_()
-        x = entered
+        x = entered if steps is None else entered.unflatten(0, (steps, -1))
         for layer, state in zip(path, states, strict=True):
             if isinstance(layer, Stateful):
-                x, state = layer.step(x, state)
-            else:
+                x, state = layer.step(x, state) if steps is None else layer(x, state)
+            elif steps is None:
                 x = call_stateless(layer, x.unsqueeze(0), None).squeeze(0)
+            else:
+                x = call_stateless(layer, x, None)
             after.append(state)
-    return Passage(entered, x, tuple(after))
+        left = x if steps is None else x.flatten(0, 1)
+    return Passage(entered, left, tuple(after))
 
 
 @dataclass

@@ -51,7 +51,7 @@ def test_with_the_batchs_averages_the_gradient_is_the_closed_forms(per_channel: 
     leaf = in_blocks(x, per_channel).clone().requires_grad_()
     copy = leaf + (in_blocks(q, per_channel) - leaf).detach()  # q as x plus constant noise
     (in_blocks(g, per_channel) * ddt(leaf, copy, lam=0.01, dim=1)).sum().backward()
-    slope = ridge.fitted(x[0]).reshape(-1, 1) if per_channel else ridge.fitted(x[0])
+    slope = ridge.fitted(x[0]).reshape(-1, 1)
     expected = leaf.grad if full else slope * in_blocks(g, per_channel)
     torch.testing.assert_close(in_blocks(got, per_channel), expected, rtol=1e-9, atol=1e-12)
 
