@@ -269,6 +269,10 @@ def _generate(recipe: Recipe) -> Recordings:
         from tbnn.data.digits_rows import digits_rows_recordings
 
         recordings = digits_rows_recordings(recipe.digits_rows, sensor)
+    elif recipe.evidence is not None:
+        from tbnn.data.evidence import evidence_recordings
+
+        recordings = evidence_recordings(recipe.evidence, sensor, seed)
     else:
         raise ValueError(f"{recipe.name}: expected the tables that {recipe.format} needs")
     if recordings.labels.max() >= len(recipe.classes):

@@ -14,6 +14,7 @@ from tbnn.data.delayed_xor import DelayedXor
 from tbnn.data.digits import Scene
 from tbnn.data.digits_rows import DigitsRows
 from tbnn.data.events import Sensor
+from tbnn.data.evidence import Evidence
 from tbnn.data.frames.spec import FrameSpec
 from tbnn.data.randman import Randman
 from tbnn.data.shapes import MovingShapes
@@ -27,8 +28,9 @@ GENERATED = {  # the tables that each needs
     "randman": ("randman",),
     "delayed-xor": ("delayed_xor",),
     "adding": ("adding",),
+    "evidence": ("evidence",),
 }
-_TABLES = ("camera", "scene", "shapes", "randman", "delayed_xor", "adding", "digits_rows")
+_TABLES = ("camera", "scene", "shapes", "randman", "delayed_xor", "adding", "digits_rows", "evidence")
 _LATER = _TABLES[4:]  # left out of the hash where there is none: recipes from before keep their packed files
 GIVEN = "recordings"  # handed to pack_recordings() by a program
 FILES = ("events-hdf5", "bits-hdf5", "spikes-hdf5", "ntidigits-hdf5", "folders", "dvsgesture", "smnist")
@@ -147,7 +149,7 @@ class Recipe:
         manual: what to do by hand where no download works.
         stack: "bits-hdf5" only: this many steps of the source become the channels of one frame, earliest first.
         source_step: "bits-hdf5" only: duration of a step of the source in microseconds.
-        camera, scene, shapes, randman, delayed_xor, adding, digits_rows: of generated datasets.
+        camera, scene, shapes, randman, delayed_xor, adding, digits_rows, evidence: of generated datasets.
 
     Raises:
         ValueError: on a value outside its range or that does not fit the others.
@@ -176,6 +178,7 @@ class Recipe:
     delayed_xor: DelayedXor | None = None
     adding: Adding | None = None
     digits_rows: DigitsRows | None = None
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name):
@@ -193,7 +196,7 @@ class Recipe:
         self.frames.shape(self.sensor)  # raises where they do not fit
         self._check_source()
         self._check_bits()
-        for made in (self.scene, self.delayed_xor, self.adding, self.digits_rows):
+        for made in (self.scene, self.delayed_xor, self.adding, self.digits_rows, self.evidence):
             if made is not None and self.frames.bin_width and made.duration > self.duration:
                 raise ValueError(f"frames.steps: expected frames for {made.duration} us, got {self.duration} us")
 

@@ -30,6 +30,7 @@ NAMES = [
     "digits_rows",
     "dvsgesture",
     "dvslip",
+    "evidence",
     "moving_shapes",
     "ncaltech101",
     "ncars",
@@ -60,7 +61,7 @@ def test_shipped_recipes():
     assert recipes["digits"].scene == Scene(background=0.1, sweep=4.0, saccade=100_000, frame_interval=5_000)
 
 
-MADE = ("shapes", "randman", "delayed_xor", "adding", "digits_rows")
+MADE = ("shapes", "randman", "delayed_xor", "adding", "digits_rows", "evidence")
 
 
 def test_two_recipes_of_one_name(tmp_path):
@@ -234,12 +235,12 @@ def test_tables_that_came_later_leave_other_hashes_alone():
     """Packed files of a recipe from before them are still found."""
     fields = json.loads(recipe_json(load_recipe("digits")))
     assert {"shapes", "randman"} <= set(fields)
-    assert not {"delayed_xor", "adding", "digits_rows"} & set(fields)
-    for name in ("delayed_xor", "adding", "digits_rows"):
+    assert not {"delayed_xor", "adding", "digits_rows", "evidence"} & set(fields)
+    for name in ("delayed_xor", "adding", "digits_rows", "evidence"):
         recipe = load_recipe(name)
         table = getattr(recipe, name)
         change = {"row": 10_000} if name == "digits_rows" else {"samples": 7}
-        longer = dataclasses.replace(recipe.frames, steps=100)
+        longer = dataclasses.replace(recipe.frames, steps=2_000)
         other = {name: dataclasses.replace(table, **change), "frames": longer}
         assert recipe_hash(dataclasses.replace(recipe, **other)) != recipe_hash(
             dataclasses.replace(recipe, frames=longer)
