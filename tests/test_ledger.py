@@ -322,6 +322,26 @@ def test_figures_outside_spikes() -> None:
     assert f"{results['config']['parameters']:,} parameters" in ledger
 
 
+def test_stored_bits_of_a_weight() -> None:
+    import torch
+
+    from tbnn import summary
+    from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network
+
+    cells = []
+    for bits in (1, 1.58, 2, 4, 8, None):
+        layers = [
+            BinaryLinear(2312, 256, bits=bits),
+            Leaky(0.9),
+            BinaryLinear(256, 10, bits=bits),
+            LeakyIntegrator(0.9),
+        ]
+        stored = summary(Network(layers, input_shape=(2312,)), torch.zeros(2, 1, 2312)).total.bits_per_weight
+        cells.append(f"{stored:.2f}")
+    name = f"bits stored a weight, constants counted (float: {cells.pop()})"
+    assert f"| {name} | {' | '.join(cells)} |" in TEXTS["experiments/README.md"]
+
+
 def test_alignment_figures() -> None:
     rows = json.loads((ROOT / "experiments/21_alignment/results.json").read_text())["rows"]
 

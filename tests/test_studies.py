@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tbnn.compare import statistics
-from tbnn.report.studies.collect import RESULTS, TEXT, read_study
+from tbnn.compare import CompareConfig, statistics
+from tbnn.compare.plan import final_jobs, points_of, resolve, tasks_of
+from tbnn.data import load_recipe
+from tbnn.data.make import with_frames
+from tbnn.report.studies.collect import CONFIG, RESULTS, TEXT, collect, read_study
 from tbnn.report.studies.drawings import MOST_BYTES, drawings
+from tbnn.report.studies.overview import overview
 from tbnn.report.studies.readme import BEGIN, END, block, kept
+from tbnn.train.parse import Parser, add_arguments, configured
 from tbnn.train.run import read_json
 
 ROOT = Path(__file__).parents[1] / "experiments"
@@ -54,6 +59,27 @@ def size_of(path: Path) -> int:
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda path: path.name)
 def test_a_study_shows_its_results(folder: Path) -> None:
     assert differences(folder) == []
+
+
+def test_the_ledger_shows_all_studies_together() -> None:
+    block, drawn = overview(collect(ROOT))
+    assert block in (ROOT / TEXT).read_text(encoding="utf-8"), "run `tbnn report experiments`"
+    assert drawn is not None
+    assert (ROOT / f"{drawn.name}.png").is_file()
+
+
+@pytest.mark.parametrize("folder", [path for path in FOLDERS if (path / CONFIG).is_file()], ids=lambda path: path.name)
+def test_every_configuration_can_be_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimators and tasks are ones that training takes, and frames ones that the recordings can be cut into."""
+    monkeypatch.chdir(ROOT.parent)
+    parser = Parser()
+    add_arguments(parser, CompareConfig)
+    config = configured(parser, parser.parse_args([f"--config={folder / CONFIG}"]), CompareConfig)
+    for name, task in tasks_of(config).items():
+        for estimator in config.estimators:
+            assert final_jobs(config, name, estimator, (points_of(config) or [{}])[0])
+        data = resolve(task.settings).data
+        with_frames(load_recipe(data.dataset), **data.frames.changes())
 
 
 def test_a_difference_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

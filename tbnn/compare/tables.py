@@ -155,7 +155,7 @@ def rank_table(ranking: Ranking) -> Table:
     if ranking["reason"] is not None:
         text = f"No test: {ranking['reason']}."
     else:
-        text = f"Friedman: χ² = {number(ranking['friedman'])}, p = {probability(ranking['p'])}. "
+        text = f"Friedman: χ² = {number(ranking['friedman'])}, {p_value(ranking['p'])}. "
         text += f"Nemenyi's critical difference at {LEVEL:g}: {number(ranking['critical_difference'])} ranks."
     if ranking["left_out"]:
         text += f" Left out, for they lack an estimator: {', '.join(ranking['left_out'])}."
@@ -192,6 +192,12 @@ def number(value: float | None) -> str:
 def probability(p: float | None) -> str:
     """A p-value to three digits, "< 0.001" below that."""
     return MISSING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_value(p: float | None) -> str:
+    """The same as an equation or inequality."""
+    text = probability(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def with_interval(value: float | None, interval: Interval | None, *, signed: bool = False) -> str:

@@ -13,6 +13,8 @@ __all__ = ["holds_studies", "report_studies"]
 def report_studies(folder: str | Path) -> tuple[Path, list[str]]:
     """Write report.html into a folder of studies, or a study's, and into each study its figures and its README's block.
 
+    A ledger, the folder's README.md, with a place for it gets a block over all studies and the figure of their ranks.
+
     Returns the page's path and the lines that sum it up, notes on what was left alone among them. A second call changes
     no byte.
 
@@ -20,6 +22,7 @@ def report_studies(folder: str | Path) -> tuple[Path, list[str]]:
         ValueError: results that are damaged, of another format, or a rehearsal's (--quick); a README with half a block.
         FileNotFoundError: no such folder.
     """
+    from tbnn.report.studies.overview import write_overview
     from tbnn.report.studies.page import write_page
 
     collection = collect(folder)
@@ -35,5 +38,7 @@ def report_studies(folder: str | Path) -> tuple[Path, list[str]]:
     lines += [f"{name}: not run" for name in collection.not_run]
     lines += [f"{name}: no results of a comparison, see the ledger" for name in collection.elsewhere]
     path = collection.folder / PAGE
+    if not collection.single:
+        write_overview(collection)
     write_page(path, collection, drawn)
     return path, lines

@@ -124,6 +124,15 @@ def _searched(results: Results) -> str | None:
     return None
 
 
+def over_all(joined: Results) -> Drawing:
+    """The ranks over the tasks of several studies (:func:`tbnn.report.studies.across.across`)."""
+    text = (
+        "Mean ranks over the tasks of all studies that share these estimators, 1 is best; bars join those that Nemenyi's test at "
+        "0.05 does not tell apart. Tasks of one study share data or a network, which the test does not know."
+    )
+    return Drawing("ranks", "ranks", text, figures.critical_difference(joined))
+
+
 def sheet(found: list[Drawing], kind: str) -> list[Drawing]:
     """The drawings of a kind."""
     return [drawing for drawing in found if drawing.kind == kind]

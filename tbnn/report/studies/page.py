@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tbnn.compare.statistics import LEVEL
-from tbnn.compare.tables import Line, Table
+from tbnn.compare.statistics import LEVEL, ranking
+from tbnn.compare.tables import Line, Table, rank_table
 from tbnn.files import replacing
 from tbnn.report import text
 from tbnn.report.page import Card, environment
+from tbnn.report.studies.across import across
 from tbnn.report.studies.answers import QUESTION, QUESTIONS, VERDICTS, Answer, Question, counted, in_words, to
 from tbnn.report.studies.collect import RESULTS, Collection, Study
-from tbnn.report.studies.drawings import Drawing
+from tbnn.report.studies.drawings import Drawing, over_all
 from tbnn.report.studies.ledger import rendered
-from tbnn.report.studies.readme import Shown, sentence_case, tables_of
+from tbnn.report.studies.readme import Shown, sentence_case, tables_of, without_block
 
 MOODS = {"better": "good", "worse": "bad"}
 
@@ -42,17 +43,20 @@ def render(collection: Collection, drawn: Mapping[str, list[Drawing]]) -> str:
     from markupsafe import Markup
 
     views = [_view(study, drawn[study.id]) for study in collection.studies]
-    ledger = Markup(rendered(collection.ledger, collection.folder)) if collection.ledger else ""
+    joined = None if collection.single else across(collection.studies)
+    ledger = Markup(rendered(without_block(collection.ledger), collection.folder)) if collection.ledger else ""
     return (
         environment()
         .get_template("studies/studies.html.j2")
         .render(
             question=QUESTION,
             subtitle=_subtitle(collection),
-            verdict=_verdict(collection),
+            verdict=verdict_lines(collection),
             warnings=[f"{study.id}: {doubt}" for study in collection.studies for doubt in study.doubts],
             cards=_cards(collection),
-            summary=_summary(collection),
+            summary=counts_table(collection),
+            ranks=None if joined is None else rank_table(ranking(joined)),
+            ranks_drawn=None if joined is None else over_all(joined),
             views=views,
             single=collection.single,
             method=_method(),
@@ -90,7 +94,7 @@ def _subtitle(collection: Collection) -> list[str]:
     ]
 
 
-def _verdict(collection: Collection) -> list[str]:
+def verdict_lines(collection: Collection) -> list[str]:
     """A line for each question that some study asks."""
     found = [(question, _all(collection, question)) for question in QUESTIONS]
     return [f"{sentence_case(question.text)}: {in_words(answers)}." for question, answers in found if answers]
@@ -107,7 +111,7 @@ def _cards(collection: Collection) -> list[Card]:
     ] if answers else []  # fmt: skip
 
 
-def _summary(collection: Collection) -> Table:
+def counts_table(collection: Collection) -> Table:
     """In how many tasks of each study the ridge is better, equal, undecided or worse, question by question."""
     lines: list[Line] = []
     questions = [question for question in QUESTIONS if _all(collection, question)]

@@ -99,6 +99,11 @@ def write_study(study: Study, drawn: list[Drawing]) -> str | None:
     return None
 
 
+def without_block(text: str) -> str:
+    """A text without the block between its markers, if it has one."""
+    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", "", text, flags=re.S)
+
+
 def new_readme(study: Study) -> str:
     """A README with title, claim and an empty block."""
     title, claim = (escaped(study.results[key]) for key in ("title", "claim"))
