@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python experiments/speed/learning.py [--rounds N]
 
-A forward step is ``network.step`` in evaluation, and, beside it, the share of a step in the fused forward pass of the whole
-sequence; a rule's step is its step and update, the latent weights' gradients at the end of the sequence included. Both sides
-see the same bits in one process; before anything is timed the rule's readouts are compared with the network's. Held at
-most: how far a process grows in so many steps (VmHWM, Linux only), each rule in a process of its own.
+Two ways: a stream, ``step`` and ``update`` at every step, against ``network.step`` in evaluation; and whole sequences, several
+steps at once where the rule can (tbnn.learning.stretch), against the fused forward pass. The latent weights' gradients at the
+end are included. Both sides see the same bits in one process; before anything is timed the rule's readouts are compared with
+the network's. Held at most: how far a process grows in so many steps (VmHWM, Linux only), each rule and way in a process of its
+own.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network, Recurrent, ca
 SHAPES = {"Braille net 48-128r-7, B=32": (48, 128, 7, 32), "700-512r-20, B=16": (700, 512, 20, 16)}
 RULES = ("ottt", "eprop", "decolle", "dfa", "fa", "reward")
 STEPS, AIM = 100, 0.5  # a rule's step at most twice a forward step
+STREAM, WHOLE = "a forward step", "a step of the fused forward pass"
 LENGTHS = (100, 1000)
 
 
@@ -66,19 +68,36 @@ def speed(rounds: int, steps: int) -> list[dict[str, Any]]:
         calibrate(network, x)
         expected = by_steps(network, x)
         sides: dict[str, Callable[[], object]] = {
-            "a forward step": lambda network=network, x=x: by_steps(network, x),
-            "a step of the fused forward pass": lambda network=network, x=x: _forward(network, x),
+            STREAM: lambda network=network, x=x: by_steps(network, x),
+            WHOLE: lambda network=network, x=x: _forward(network, x),
         }
         for name in ("bptt", *RULES):
-            rule = rule_named(name, network)
-            torch.testing.assert_close(rule.sequence(x, y).readout, expected, rtol=1e-4, atol=1e-4)
-            sides[name] = lambda rule=rule, x=x, y=y: rule.sequence(x, y)
+            for way in (STREAM, WHOLE):
+                rule = rule_named(name, network)
+                whole = way == WHOLE
+                readout = sequence(rule, x, y, whole)
+                torch.testing.assert_close(readout, expected, rtol=1e-4, atol=1e-4)
+                sides[f"{name} {way}"] = lambda rule=rule, x=x, y=y, whole=whole: sequence(rule, x, y, whole)
         times = alternate(sides, rounds, 3)
         for name in ("bptt", *RULES):
-            for theirs in ("a forward step", "a step of the fused forward pass"):
-                aim = AIM if theirs == "a forward step" and name in RULES else None
-                rows.append({"shape": f"{name}, {shape}", **row(times, name, theirs, aim)})
+            for way in (STREAM, WHOLE):
+                aim = AIM if name in RULES else None
+                rows.append({"shape": f"{name}, {shape}", **row(times, f"{name} {way}", way, aim)})
     return rows
+
+
+def sequence(rule: Rule, x: Tensor, y: Tensor, whole: bool) -> Tensor:
+    """A rule over all steps, at once where it can or by single ones."""
+    if whole:
+        return rule.sequence(x, y).readout
+    state, readouts = None, []
+    for t, x_t in enumerate(x, 1):
+        state = rule.step(x_t, state)
+        readouts.append(state.readout.detach())
+        if rule.every is not None or t == len(x):
+            rule.credit(y, 1 / len(x) if rule.every is not None else 1.0)
+    rule.finish()
+    return torch.stack(readouts)
 
 
 @torch.no_grad()
@@ -86,35 +105,26 @@ def _forward(network: Network, x: Tensor) -> Tensor:
     return network(x)[0]
 
 
-def held(name: str, steps: int) -> int:
-    """Bytes by which this process grows over a sequence, past what it held after a short one."""
+def held(name: str, steps: int, whole: bool) -> int:
+    """Bytes by which this process grows over a sequence, input apart, past what it held after a short one."""
     inputs, hidden, classes, batch = SHAPES["Braille net 48-128r-7, B=32"]
     network = network_of(inputs, hidden, classes)
-    x, y = data(inputs, classes, batch, 20)
+    x, y = data(inputs, classes, batch, steps)
     rule = rule_named(name, network)
-
-    def run(count: int) -> None:
-        state = None
-        for t in range(count):
-            state = rule.step(x[t % 20], state)
-            if rule.every is not None:
-                rule.update(y, 1 / count)
-        if rule.every is None:
-            rule.update(y)
-
-    run(40)
+    sequence(rule, x[:40], y, whole)
     gc.collect()
-    return grown(lambda: run(steps))
+    return grown(lambda: sequence(rule, x, y, whole))
 
 
 def memory() -> list[dict[str, Any]]:
-    """Bytes held at most, each rule and length in a process of its own."""
+    """Bytes held at most, each rule, way and length in a process of its own."""
     found = []
     for name in ("bptt", *RULES):
-        for steps in LENGTHS:
-            command = [sys.executable, __file__, "--held", name, str(steps)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found.append({"rule": name, "steps": steps, "bytes": json.loads(done.stdout)})
+        for way in (STREAM, WHOLE):
+            for steps in LENGTHS:
+                command = [sys.executable, __file__, "--held", name, str(steps), str(int(way == WHOLE))]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                found.append({"rule": name, "way": way, "steps": steps, "bytes": json.loads(done.stdout)})
     return found
 
 
@@ -122,17 +132,17 @@ def main() -> Path | None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--held", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--held", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.held:
-        print(json.dumps(held(options.held[0], int(options.held[1]))))
+        print(json.dumps(held(options.held[0], int(options.held[1]), options.held[2] == "1")))
         return None
     rows = speed(options.rounds, options.steps)
     for one in rows:
         print(line(one))
     held_at_most = memory()
     for one in held_at_most:
-        print(f"{one['rule']:10} {one['steps']:6} steps: {one['bytes'] / 2**20:8.1f} MiB held at most")
+        print(f"{one['rule']:10} {one['way']:34} {one['steps']:6} steps: {one['bytes'] / 2**20:8.1f} MiB held at most")
     threads = torch.get_num_threads()
     return write(RESULTS / f"learning.cpu.{threads}.json", {"threads": threads, "rows": rows, "memory": held_at_most})
 
