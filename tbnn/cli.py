@@ -31,6 +31,8 @@ PLOTS = {
     "fields": "the first layer's weights as images, of the neurons that vary most between recordings",
     "learning": "traces of one recording under the run's own learning rule",
     "animation": "one recording as a GIF: input, spikes of every layer, readout",
+    "flips": "the share of signs that turned in each epoch",
+    "alignment": "how far the updates of an online rule agreed with the gradient (--learning.alignment true)",
 }
 
 

@@ -40,6 +40,7 @@ class LearningConfig:
         nudge, nudging: of "equilibrium": β, and "symmetric", "one_sided" (for binary units) or "random_sign".
         options: of "stdp", by name: those of :class:`tbnn.learning.plasticity.Stdp`.
         momentum: of the running averages behind ridge-denoised slopes, a step's share.
+        alignment: log after each epoch how far the rule's updates agree with back-propagation's gradient (``tbnn plot alignment``).
     """
 
     rule: Literal["bptt", "ottt", "eprop", "ostl", "rtrl", "decolle", "fa", "dfa", "reward", "equilibrium", "stdp"] = (
@@ -56,6 +57,7 @@ class LearningConfig:
     nudging: Literal["symmetric", "one_sided", "random_sign"] = "symmetric"
     options: dict[str, int | float | str] = field(default_factory=dict)
     momentum: float = 0.005
+    alignment: bool = False
 
     def __post_init__(self) -> None:
         if self.update_every is not None and self.update_every < 1:
@@ -77,16 +79,16 @@ class LearningConfig:
 
 USES: dict[str, tuple[str, ...]] = {
     "bptt": (),
-    "ottt": ("momentum",),
-    "eprop": ("feedback", "feedback_scale", "adaptation", "momentum"),
-    "ostl": ("through_reset", "momentum"),
-    "rtrl": (),
-    "decolle": ("feedback_scale", "learn_readouts", "momentum"),
-    "fa": ("feedback_scale", "momentum"),
-    "dfa": ("feedback", "feedback_scale", "momentum"),
+    "ottt": ("alignment", "momentum"),
+    "eprop": ("alignment", "feedback", "feedback_scale", "adaptation", "momentum"),
+    "ostl": ("alignment", "through_reset", "momentum"),
+    "rtrl": ("alignment",),
+    "decolle": ("alignment", "feedback_scale", "learn_readouts", "momentum"),
+    "fa": ("alignment", "feedback_scale", "momentum"),
+    "dfa": ("alignment", "feedback", "feedback_scale", "momentum"),
     "equilibrium": ("nudge", "nudging"),
     "stdp": ("options",),
-    "reward": ("feedback", "feedback_scale", "adaptation", "discount", "momentum"),
+    "reward": ("alignment", "feedback", "feedback_scale", "adaptation", "discount", "momentum"),
 }
 """The options of each rule."""
 

@@ -34,13 +34,14 @@ _MOST_MARKED = 40  # points of a curve that still have dots of their own
 
 @styled
 def alignment_figure(
-    steps: Sequence[int], agreements: Sequence[Mapping[str, Agreement]], rule: str = "rule"
+    steps: Sequence[int], agreements: Sequence[Mapping[str, Agreement]], rule: str = "rule", unit: str = "training step"
 ) -> "Figure":
     """Cosine (above) and ratio of norms (below) of a rule's updates with the gradient, over training, by layer of weights.
 
     Args:
         steps, agreements: as :class:`tbnn.learning.alignment.AlignmentLog` collects them; biases count in "all" alone.
         rule: its name.
+        unit: of the steps.
 
     Raises:
         ValueError: nothing collected, or not one row a step.
@@ -68,7 +69,7 @@ def alignment_figure(
     bottom.set_yscale("log")
     bottom.set_ylabel("|update| / |gradient|")
     _room(bottom)
-    bottom.set_xlabel("training step")
+    bottom.set_xlabel(unit)
     whole_ticks(bottom)
     figure.align_ylabels()
     columns = 2 if max(map(len, names), default=0) > 16 else 3

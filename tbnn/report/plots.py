@@ -8,18 +8,21 @@ import torch
 
 from tbnn.data import PackedFrames
 from tbnn.files import replacing
+from tbnn.learning.alignment import Agreement
 from tbnn.learning.recording import TRACED, record_traces
 from tbnn.nn.health import emitted_spikes, spiking_layers
 from tbnn.nn.weights import BinaryWeight
 from tbnn.report.animation import animate_recording
 from tbnn.report.collect import plot_raster, record_sample
 from tbnn.report.fields import fields_figure, most_varied
-from tbnn.report.learning import traces_figure
+from tbnn.report.learning import alignment_figure, flips_figure, traces_figure
+from tbnn.train.log import read_metrics
 from tbnn.train.run import Run
 from tbnn.train.step import learner
+from tbnn.train.watch import COSINE, FLIPS, RATIO
 from tbnn.train.work import run_frames
 
-KINDS = ("raster", "fields", "learning", "animation")
+KINDS = ("raster", "fields", "learning", "animation", "flips", "alignment")
 LOOKED_AT = 64  # recordings that tell which neurons vary most
 _DOTS = 150  # an inch
 
@@ -42,7 +45,13 @@ def plot(kind: str, run: Run, split: str = "test", sample: int = 0, output: str 
     if kind == "animation":
         animate_recording(record_sample(run, frames, sample), list(info.classes), path, **time)
         return path
-    figure = _fields(run, frames) if kind == "fields" else _learning(run, frames, sample, time)
+    drawn = {
+        "fields": lambda: _fields(run, frames),
+        "learning": lambda: _learning(run, frames, sample, time),
+        "flips": lambda: _flips(run),
+        "alignment": lambda: _alignment(run),
+    }
+    figure = drawn[kind]()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=_DOTS, format="png", facecolor="white")
     return path
@@ -90,3 +99,36 @@ def _learning(run: Run, frames: PackedFrames, index: int, time: dict[str, Any]) 
     words, target = frames[index]
     rule = learner(run.network, config.optim, config.learning, config.seed)
     return traces_figure(record_traces(rule, words.unsqueeze(1), torch.tensor([target])), **time)
+
+
+def _flips(run: Run) -> Any:
+    """The share of signs that turned in each epoch."""
+    shares = _logged(run, FLIPS)
+    if not shares:
+        raise ValueError(f"{run.folder}: metrics.jsonl holds no flips; expected a run with quantised weights")
+    return flips_figure({name: list(rows.values()) for name, rows in shares.items()})
+
+
+def _alignment(run: Run) -> Any:
+    """How far the rule's updates agreed with the gradient after each epoch."""
+    cosines, ratios = _logged(run, COSINE), _logged(run, RATIO)
+    epochs = sorted({epoch for rows in cosines.values() for epoch in rows})
+    if not epochs:
+        raise ValueError(
+            f"{run.folder}: metrics.jsonl holds no alignment; expected a run with --learning.alignment true"
+        )
+    rows = [
+        {name: Agreement(cosines[name][epoch], ratios[name][epoch]) for name in cosines if epoch in cosines[name]}
+        for epoch in epochs
+    ]
+    return alignment_figure(epochs, rows, run.config.learning.rule, "epoch")
+
+
+def _logged(run: Run, start: str) -> dict[str, dict[int, float]]:
+    """The entries of the log that begin so, by the rest of their name and by epoch."""
+    found: dict[str, dict[int, float]] = {}
+    for row in read_metrics(run.folder):
+        for name, value in row.items():
+            if name.startswith(start):
+                found.setdefault(name.removeprefix(start), {})[int(row["epoch"])] = value
+    return found

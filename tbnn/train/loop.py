@@ -27,6 +27,7 @@ from tbnn.train.log import Display, MetricsLog
 from tbnn.train.parse import config_from_file
 from tbnn.train.run import load_weights, run_facts, save_weights, write_config, write_json
 from tbnn.train.step import Diverged, check_finite, learner, optimizer_of, schedule_of
+from tbnn.train.watch import Watch
 
 RESULTS = ("simulation.json", "model.tbnn", "report.html")  # what later commands write into a run's folder
 
@@ -161,6 +162,8 @@ class _Trainer:
         self.loader, self.order = loader, order
         self.frames, self.validation, self.progress = frames, validation, progress
         self.readout = config.optim.readout
+        aligned = (rule, validation) if config.learning.alignment else None
+        self.watch = Watch(accelerator.unwrap_model(model), aligned)
 
     def run(self, quiet: bool) -> None:
         """Train the epochs that are left."""
@@ -226,6 +229,7 @@ class _Trainer:
             "seconds": seconds,
             "waited": batches.seconds / seconds,
             **{f"rate/{name}": rate for name, rate in result.rates.items()},
+            **self.watch.epoch(),
         }
 
     def _watched_batch(self, x: Tensor, labels: Tensor, where: str) -> tuple[float, int, float]:

@@ -256,13 +256,15 @@ def runs(halves: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             "--data.cache",
             str(halves.cache),
         ]
-        given = ["--model.hidden", "[8]", "--optim.epochs", "1", "--learning.rule", rule, "--output", str(made[rule])]
+        given = ["--model.hidden", "[8]", "--optim.epochs", "2", "--learning.rule", rule, "--output", str(made[rule])]
+        given += [] if rule == "bptt" else ["--learning.alignment", "true"]
         assert main(["train", *data, *given, "--device", "cpu"]) == 0
     return made
 
 
 @pytest.mark.parametrize(
-    ("kind", "start"), [("fields", b"\x89PNG"), ("learning", b"\x89PNG"), ("animation", b"GIF89a")]
+    ("kind", "start"),
+    [*((kind, b"\x89PNG") for kind in ("fields", "learning", "flips", "alignment")), ("animation", b"GIF89a")],
 )
 def test_plots_of_a_run(runs: dict[str, Path], kind: str, start: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", kind, str(runs["eprop"]), "--sample", "2"]) == 0
@@ -280,6 +282,7 @@ def test_plots_of_a_run(runs: dict[str, Path], kind: str, start: bytes, capsys: 
         ),
         (["learning", "eprop", "--sample", "48"], "sample: expected a number from 0 to 47 in test, got 48"),
         (["animation", "eprop", "--sample", "-1"], "sample: expected a number from 0 to 47 in test, got -1"),
+        (["alignment", "bptt"], "holds no alignment; expected a run with --learning.alignment true"),
         (["weights", "eprop"], "weights"),
     ],
 )
