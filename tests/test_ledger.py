@@ -220,7 +220,7 @@ def test_braille_figures() -> None:
     results = json.loads((ROOT / "experiments/07_braille/results.json").read_text())
     (found,) = estimates(results).values()
     shown = {name: with_interval(one["mean"], one["interval"]) for name, one in found.items()}
-    lines = [line for line in TEXTS["experiments/README.md"].splitlines() if "| learning rate" in line]
+    lines = [line for line in SECTIONS["07"].splitlines() if "| learning rate" in line]
     assert len(lines) == 12
     for line in lines:
         name, _, cell = (part.strip() for part in line.strip("|").split("|"))
@@ -267,6 +267,7 @@ def test_every_interval_of_a_section_is_of_its_study(number: str) -> None:
 OVERVIEW = {
     "Braille letters, recurrent, 64 steps": ("07", "base"),
     "digits row by row, recurrent, 40 steps": ("18", "rows"),
+    "N-MNIST subset, conv net, 20 steps": ("06", "N-MNIST subset"),
     "N-MNIST subset, at most 0.5 % of the neurons spike": ("17", "activity_rate=0.005"),
     "at most 2 %": ("17", "activity_rate=0.02"),
     "at most 5 %": ("17", "activity_rate=0.05"),
@@ -320,6 +321,18 @@ def test_figures_outside_spikes() -> None:
     row = comparisons(results)["language"]["comparisons"]["DDT affine"]
     assert f"{-100 * row['difference']:.1f} points above DDT affine (p = {row['p_holm']:.3f})" in ledger
     assert f"{results['config']['parameters']:,} parameters" in ledger
+
+
+def test_norms_over_depth() -> None:
+    from statistics import median
+
+    runs = json.loads((ROOT / "experiments/09_depth/results.json").read_text())["runs"]
+    told = {"atan": "3.5e+02", "DDT trace, slope": "2.3e-04", "sigmoid": "1.9e+06", "fast_sigmoid": "9.1e-10"}
+    for name, shown in {**told, "DDT trace, slope, λ = 1e-5": "2.8e-04"}.items():
+        own = [run for run in runs if run["task"] == "16 layers" and run["estimator"] == name]
+        norms = [list(run["mechanism"]["layer_norms"].values()) for run in own]
+        assert f"{median(first / last for first, *_, last in norms):.1e}" == shown
+        assert shown in SECTIONS["09"]
 
 
 def test_stored_bits_of_a_weight() -> None:
