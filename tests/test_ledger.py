@@ -329,7 +329,7 @@ def test_norms_over_depth() -> None:
     runs = json.loads((ROOT / "experiments/09_depth/results.json").read_text())["runs"]
     told = {"atan": "3.5e+02", "DDT trace, slope": "2.3e-04", "sigmoid": "1.9e+06", "fast_sigmoid": "9.1e-10"}
     for name, shown in {**told, "DDT trace, slope, λ = 1e-5": "2.8e-04"}.items():
-        own = [run for run in runs if run["task"] == "16 layers" and run["estimator"] == name]
+        own = [run for run in runs if (run["task"], run["estimator"]) == ("16 layers", name) and "mechanism" in run]
         norms = [list(run["mechanism"]["layer_norms"].values()) for run in own]
         assert f"{median(first / last for first, *_, last in norms):.1e}" == shown
         assert shown in SECTIONS["09"]
