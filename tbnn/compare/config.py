@@ -45,7 +45,7 @@ ESTIMATOR_SETTINGS = frozenset(
     f"model.{name}"
     for name in (
         "weights", "estimator", "form", "lam", "spike_lam", "gradient", "surrogate", "surrogate_width", "target", "emit",
-        "stats", "per_channel", "differentiate_stats", "scale", "floor",
+        "stats", "per_channel", "differentiate_stats", "scale", "match_scale", "floor",
     )
 )  # fmt: skip
 """What an estimator may set: how gradients are estimated. Anything else would make it another network or another budget."""
@@ -126,7 +126,7 @@ class EstimatorConfig:
             return "other"
         if self.weights == "float":
             return "float"
-        if self.spikes in SPIKES or self.weights.startswith("ddt"):
+        if self.spikes in SPIKES or self.weights.startswith("ddt") or self.settings.get("model.match_scale"):
             return "ddt"
         return "surrogate" if self.weights.startswith("ste") else "other"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tbnn.compare.in_snntorch import InSnntorch, spike_grad
 from tbnn.compare.mechanism import control
@@ -18,11 +18,11 @@ from tbnn.compare.observer import Observer
 from tbnn.compare.plan import Job, fingerprint
 from tbnn.data import AugmentedFrames, PackedFrames, StoreInfo
 from tbnn.nn import Network, calibrate, progress
-from tbnn.train.batches import EpochOrder, evaluation_loader, packed_file, train_loader
+from tbnn.train.batches import EpochOrder, evaluation_loader, first_batch, packed_file, train_loader
 from tbnn.train.build import build_network
 from tbnn.train.config import ModelConfig
 from tbnn.train.evaluate import Evaluation, evaluate
-from tbnn.train.step import Diverged, check_finite, learner, optimizer_of, schedule_of
+from tbnn.train.step import Diverged, check_finite, learner, matched, optimizer_of, schedule_of
 
 QUICK_BATCHES = 3
 OBSERVED = 64  # validation recordings on which a mechanism is measured
@@ -61,9 +61,9 @@ def run_job(job: Job) -> dict[str, Any]:
     order = EpochOrder(len(frames), config.seed)
     varied = AugmentedFrames(frames, config.data.augment, config.seed)
     loader = train_loader(varied, order, config.optim.batch_size)
+    first = first_batch(frames, config.seed, config.optim.batch_size)
     if config.optim.calibrate and isinstance(network, Network):
-        words, _ = next(iter(train_loader(frames, order, config.optim.batch_size)))
-        calibrate(network, words, rate=config.optim.calibrate)
+        calibrate(network, first, rate=config.optim.calibrate)
     model: nn.Module = network
     if job.how.control != "none":
         control(network, job.how.control)
@@ -74,7 +74,7 @@ def run_job(job: Job) -> dict[str, Any]:
     if job.mechanism and model is network:
         words, labels = next(iter(evaluation_loader(PackedFrames(packed, "validation"))))
         observer = Observer(network, words[:, :OBSERVED], labels[:OBSERVED], config.optim, job.smoothed)
-    history = _train(model, loader, order, varied, job, observer)
+    history = _train(model, loader, order, varied, job, observer, first)
     row = {
         "task": job.task,
         "estimator": job.estimator,
@@ -112,8 +112,9 @@ def _drawn(model: ModelConfig, info: StoreInfo) -> Network:
 
 
 def _train(
-    model: nn.Module, loader: Any, order: EpochOrder, varied: AugmentedFrames, job: Job, observer: Observer | None
-) -> History:
+    model: nn.Module, loader: Any, order: EpochOrder, varied: AugmentedFrames, job: Job, observer: Observer | None,
+    first: Tensor,
+) -> History:  # fmt: skip
     """Train for the epochs of the configuration, or until a number is not finite."""
     optim, learning, history = job.train.optim, job.train.learning, History()
     rule = learner(model, optim, learning, job.train.seed)
@@ -134,6 +135,7 @@ def _train(
     for epoch in range(1, optim.epochs + 1):
         order.epoch = varied.epoch = epoch
         progress(model, (epoch - 1) / max(optim.epochs - 1, 1))
+        matched(model, first, job.train.model)
         losses, seen = 0.0, 0
         for words, labels in _few(loader, job.quick):
             optimizer.zero_grad()

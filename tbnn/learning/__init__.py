@@ -6,6 +6,7 @@ from tbnn.learning.decolle import Decolle
 from tbnn.learning.eprop import Eprop
 from tbnn.learning.equilibrium import EquilibriumNetwork, EquilibriumPropagation
 from tbnn.learning.feedback import DirectFeedbackAlignment, FeedbackAlignment
+from tbnn.learning.match import match_scale
 from tbnn.learning.ostl import Ostl
 from tbnn.learning.ottt import Ottt
 from tbnn.learning.plasticity import Stdp
@@ -32,5 +33,6 @@ __all__ = [
     "RuleState",
     "RunningRidge",
     "Stdp",
+    "match_scale",
     "rule_of",
 ]

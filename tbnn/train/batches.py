@@ -59,6 +59,12 @@ def train_loader(
     )
 
 
+def first_batch(frames: PackedFrames, seed: int, batch_size: int) -> Tensor:
+    """Words (T, B, W) of recordings drawn by the seed, to set a network's scales on before it trains."""
+    words, _ = next(iter(train_loader(frames, EpochOrder(len(frames), seed), batch_size)))
+    return words
+
+
 def evaluation_loader(frames: PackedFrames) -> DataLoader[tuple[Tensor, int]]:
     """Packed batches in the file's order."""
     return DataLoader(frames, batch_size=EVALUATION_BATCH, collate_fn=collate)

@@ -104,6 +104,8 @@ class ModelConfig:
             Those from "straight_through_estimator" on are snntorch's gradients without a soft spike, for "surrogate" alone
             ("signed" is its triangular, "leaky_spike" its LSO, "sparse_fast_sigmoid" its SFS).
         surrogate_width: the surrogate's parameter (alpha, slope, width, threshold or beta); its default if not given.
+        match_scale: of gradient "surrogate": before each epoch multiply ``scale`` by what the ridge slope on the trace finds, see
+            :func:`tbnn.learning.match_scale`.
         spike_lam: λ of the spikes' ridge regression; ``lam`` if not given.
         dropout: share of the spikes dropped in training.
         memory: what is kept for backward, see ``tbnn.nn.Network``: "speed", "balanced", "minimal" or bytes.
@@ -151,6 +153,7 @@ class ModelConfig:
     per_channel: bool = True
     differentiate_stats: bool = True
     scale: float = 1.0
+    match_scale: bool = False
     spike_lam: float | None = None
     floor: float = -0.05
     dropout: float = 0.0
@@ -172,6 +175,8 @@ class ModelConfig:
             raise ValueError(
                 f"model.wiring, model.inhibitory: expected a 'dense' network of binary weights, got {self.network!r}, {self.weights!r}"
             )
+        if self.match_scale and self.gradient != "surrogate":
+            raise ValueError(f"model.match_scale: expected model.gradient 'surrogate', got {self.gradient!r}")
         if self.n_of_m is not None and self.sparsity:
             raise ValueError(
                 f"model.n_of_m: expected it or model.sparsity, got {list(self.n_of_m)} and {self.sparsity:g}"

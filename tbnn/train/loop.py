@@ -19,14 +19,14 @@ from tbnn.files import replacing
 from tbnn.learning import Rule
 from tbnn.losses import logits
 from tbnn.nn import Network, calibrate, detect_nonfinite, health_warnings, progress
-from tbnn.train.batches import EpochOrder, Waiting, evaluation_loader, packed_file, train_loader
+from tbnn.train.batches import EpochOrder, Waiting, evaluation_loader, first_batch, packed_file, train_loader
 from tbnn.train.build import build_network
 from tbnn.train.config import TrainConfig
 from tbnn.train.evaluate import evaluate
 from tbnn.train.log import Display, MetricsLog
 from tbnn.train.parse import config_from_file
 from tbnn.train.run import load_weights, run_facts, save_weights, write_config, write_json
-from tbnn.train.step import Diverged, check_finite, learner, optimizer_of, schedule_of
+from tbnn.train.step import Diverged, check_finite, learner, matched, optimizer_of, schedule_of
 from tbnn.train.watch import Watch
 
 RESULTS = ("simulation.json", "model.tbnn", "report.html")  # what later commands write into a run's folder
@@ -65,8 +65,9 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
     network = build_network(config.model, frames.info.sensor, len(frames.info.classes))
     order = EpochOrder(len(frames), config.seed)
     loader = train_loader(varied, order, config.optim.batch_size, config.data.workers)
-    if not config.resume:
-        _calibrate(network, frames, order, config)
+    first = first_batch(frames, config.seed, config.optim.batch_size)
+    if config.optim.calibrate and not config.resume and isinstance(network, Network):
+        calibrate(network, first, rate=config.optim.calibrate)
     if config.learning.rule != "bptt" and accelerator.num_processes > 1:
         raise ValueError(
             f"learning.rule: {config.learning.rule!r} runs in one process, got {accelerator.num_processes}"
@@ -85,7 +86,19 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
     model, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
     rule.network = model
     trainer = _Trainer(
-        config, folder, accelerator, model, rule, optimizer, schedule, loader, order, varied, validation, progress
+        config,
+        folder,
+        accelerator,
+        model,
+        rule,
+        optimizer,
+        schedule,
+        loader,
+        order,
+        varied,
+        validation,
+        progress,
+        first,
     )
     trainer.run(quiet=quiet or not accelerator.is_main_process)
     return folder
@@ -129,12 +142,6 @@ def _clear(folder: Path) -> None:
         old.unlink(missing_ok=True)
 
 
-def _calibrate(network: Network, frames: PackedFrames, order: EpochOrder, config: TrainConfig) -> None:
-    if config.optim.calibrate and isinstance(network, Network):
-        words, _ = next(iter(train_loader(frames, order, config.optim.batch_size)))
-        calibrate(network, words, rate=config.optim.calibrate)
-
-
 def _resume(folder: Path, network: Network, rule: Rule, optimizer: Optimizer, schedule: LRScheduler) -> Progress:
     facts = load_weights(folder / "last.safetensors", network)
     path = folder / "last.optimizer.pt"
@@ -155,12 +162,13 @@ class _Trainer:
 
     def __init__(
         self, config: TrainConfig, folder: Path, accelerator: Accelerator, model: Any, rule: Rule, optimizer: Any, schedule: Any,
-        loader: Any, order: EpochOrder, frames: AugmentedFrames, validation: PackedFrames, progress: Progress,
+        loader: Any, order: EpochOrder, frames: AugmentedFrames, validation: PackedFrames, progress: Progress, first: Tensor,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.model, self.rule, self.optimizer, self.schedule = model, rule, optimizer, schedule
         self.loader, self.order = loader, order
         self.frames, self.validation, self.progress = frames, validation, progress
+        self.first = first.to(accelerator.device)
         self.readout = config.optim.readout
         aligned = (rule, validation) if config.learning.alignment else None
         self.watch = Watch(accelerator.unwrap_model(model), aligned)
@@ -203,6 +211,7 @@ class _Trainer:
         self.order.epoch = self.frames.epoch = epoch
         self.model.train()
         progress(self.model, (epoch - 1) / max(self.config.optim.epochs - 1, 1))
+        matched(self.accelerator.unwrap_model(self.model), self.first, self.config.model)
         losses, correct, seen, norms = 0.0, 0, 0, []
         batches = Waiting(self.loader)
         for number, (words, labels) in enumerate(batches, 1):

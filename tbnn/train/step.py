@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
-from tbnn.learning import Bptt, LearningConfig, Rule, rule_of
+from tbnn.learning import Bptt, LearningConfig, Rule, match_scale, rule_of
 from tbnn.learning.binary import optimizer_for
 from tbnn.losses import cross_entropy, rate_target, temporal_efficient_training
-from tbnn.nn import rewire
+from tbnn.nn import Network, rewire
 from tbnn.nn.fused import sees_no_current
 from tbnn.nn.health import spiking_layers
 from tbnn.nn.weights import BinaryWeight
-from tbnn.train.config import OptimConfig
+from tbnn.train.config import ModelConfig, OptimConfig
 
 
 class Diverged(RuntimeError):
@@ -60,6 +60,13 @@ def schedule_of(optimizer: Optimizer, optim: OptimConfig, batches: int) -> LRSch
     if optim.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)
     return LambdaLR(optimizer, lambda _: 1.0)
+
+
+def matched(network: nn.Module, words: Tensor, model: ModelConfig) -> None:
+    """Before an epoch: scale surrogates by the ridge slope of a batch, if the configuration says so."""
+    if model.match_scale and isinstance(network, Network):
+        lam = model.lam if model.spike_lam is None else model.spike_lam
+        match_scale(network, words, lam=lam, factor=model.scale)
 
 
 @contextmanager
