@@ -13,13 +13,17 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tbnn.bits import pack_bits
 from tbnn.cli import main
 from tbnn.data import PackedFrames
+from tbnn.learning import match_scale
+from tbnn.nn import BinaryLinear, Leaky, LeakyIntegrator, Network
 from tbnn.nn.weights import BinaryWeight
 from tbnn.train import Diverged, ModelConfig, OptimConfig, TrainConfig, step, train
 from tbnn.train.batches import EpochOrder, packed_file, train_loader
 from tbnn.train.build import build_network
 from tbnn.train.log import read_metrics
+from tbnn.train.step import matched
 
 
 class Calls(TorchDispatchMode):
@@ -123,3 +127,13 @@ def test_watching_changes_no_number(config: TrainConfig, tmp_path: Any) -> None:
     ]
     rows = [[row["train_loss"] for row in read_metrics(folder)] for folder in folders]
     assert rows[0] == pytest.approx(rows[1], rel=1e-5)
+
+
+def test_surrogates_are_matched_before_an_epoch_if_asked() -> None:
+    network = Network([BinaryLinear(6, 5), Leaky(0.9, gradient="surrogate"), BinaryLinear(5, 2), LeakyIntegrator(0.9)])
+    words = pack_bits((torch.rand(20, 4, 6) < 0.5).float())
+    matched(network, words, ModelConfig(gradient="surrogate"))
+    assert network.layers[1].spike_gradient.scale == 1.0
+    matched(network, words, ModelConfig(gradient="surrogate", match_scale=True, scale=2.0, spike_lam=0.5))
+    twice = network.layers[1].spike_gradient.scale
+    assert twice == match_scale(network, words, lam=0.5, factor=2.0)["layers.1"] != 1.0
