@@ -376,6 +376,15 @@ def test_alignment_figures() -> None:
             assert 8 <= 1 / mean("ottt", slope, size, "ratio") < 17.5
 
 
+def test_stdp_figures() -> None:
+    rows = json.loads((SPEED_RESULTS / "stdp.cpu.json").read_text())["rows"]
+    assert len(rows) == 12
+    for row in rows:
+        cells = f"| {row['shape']} | {row['ratio']:.1f} | {row['ratio_min']:.1f}, {row['ratio_max']:.1f} |"
+        assert cells in TEXTS["experiments/README.md"]
+    assert [row["shape"] for row in rows if row["ratio"] < 10] == ["change, every step, 2312->100, T=20, B=1, 1 thread"]
+
+
 def test_online_learning_figures() -> None:
     found = json.loads((ROOT / "experiments/speed/results/learning.cpu.1.json").read_text())
     ledger = TEXTS["experiments/README.md"]
