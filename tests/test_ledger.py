@@ -376,6 +376,27 @@ def test_alignment_figures() -> None:
             assert 8 <= 1 / mean("ottt", slope, size, "ratio") < 17.5
 
 
+@pytest.mark.usefixtures("_all_resamples")
+def test_learning_rules_figures() -> None:
+    from tbnn.compare.statistics import estimates
+    from tbnn.compare.tables import with_interval
+
+    folder = ROOT / "experiments/20_learning_rules"
+    found = estimates(json.loads((folder / "results.json").read_text()))
+    cost = {row["estimator"]: row for row in json.loads((folder / "cost.json").read_text())["rows"]}
+    for name in next(iter(found.values())):
+        cells = " | ".join(with_interval(row[name]["mean"], row[name]["interval"]) for row in found.values())
+        line = next(line for line in SECTIONS["20"].splitlines() if line.startswith(f"| {name} | {cells} |"))
+        if name in cost:
+            assert line.endswith(f"| {cost[name]['synapse_bits']:.0f} | {cost[name]['kept_bits'] / 1000:,.0f} |")
+        if name in ("BPTT, DDT", "BPTT, atan, STE", "OTTT, atan", "DECOLLE, DDT", "readout only"):
+            assert f" | {cells} |" in TEXTS["README.md"]
+    for row in found.values():  # "95 % of back-propagation's accuracy"
+        means = {name: one["mean"] or 0.0 for name, one in row.items()}
+        online = max(mean for name, mean in means.items() if not name.startswith(("BPTT", "readout")))
+        assert online >= 0.95 * means["BPTT, DDT"]
+
+
 def test_stdp_figures() -> None:
     rows = json.loads((SPEED_RESULTS / "stdp.cpu.json").read_text())["rows"]
     assert len(rows) == 12
