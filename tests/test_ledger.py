@@ -397,6 +397,18 @@ def test_learning_rules_figures() -> None:
         assert online >= 0.95 * means["BPTT, DDT"]
 
 
+def test_forgetting_figures() -> None:
+    from statistics import mean
+
+    runs = json.loads((ROOT / "experiments/22_forgetting/results.json").read_text())["runs"]
+    for name in {run["estimator"] for run in runs}:
+        own = [run for run in runs if run["estimator"] == name]
+        learned, lost = (100 * mean(run["retention"][key] for run in own) for key in ("learned", "forgetting"))
+        turned = ", ".join(f"{100 * mean(run['flips'][task] for run in own):.1f}" for task in range(3))
+        line = next(line for line in SECTIONS["22"].splitlines() if line.startswith(f"| {name} |"))
+        assert line.endswith(f"| {learned:.1f} | {lost:.1f} | {turned} |")
+
+
 def test_stdp_figures() -> None:
     rows = json.loads((SPEED_RESULTS / "stdp.cpu.json").read_text())["rows"]
     assert len(rows) == 12

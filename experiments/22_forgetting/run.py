@@ -163,7 +163,7 @@ def results(
         "claim": "Weights that resist change keep more of earlier tasks, under online rules as under back-propagation.",
         "command": command, "code": fingerprint(), "processes": PROCESSES, "wall_seconds": round(wall, 1),
         "cpu_seconds": round(sum(row["seconds"] for row in (*tuned, *finals)), 1),
-        "config": {**BASE, "tasks": TASKS, "epochs of a task": EPOCHS, "learning_rates": rates},
+        "config": {**BASE, "permutations": TASKS, "epochs of a task": EPOCHS, "learning_rates": rates},
         "tasks": {TASK: {"axes": {}, "classes": 10, "recordings": frames, "chance": 0.1}},
         "estimators": {
             name: {"library": "tbnn", "group": how.heading, "search": [RATE], "settings": how.model}

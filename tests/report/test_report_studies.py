@@ -182,6 +182,10 @@ def test_several_tasks_with_a_grid_have_curves_of_their_own():
     assert list(kinds) == ["curves", "curves-2"]
 
 
+def test_a_configuration_of_a_scripts_own_is_no_list_of_tasks():
+    assert [d.kind for d in drawings(made.results(config={"tasks": 3}))] == ["intervals", "tuning"]
+
+
 def test_a_readme_is_made(folder):
     text = (folder / "02_grid" / "README.md").read_text()
     assert text.startswith(f"# Made up\n\nClaim: That it works.\n\n{BEGIN}\n")

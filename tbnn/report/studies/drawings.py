@@ -101,7 +101,8 @@ def _drawn(results: Results) -> Iterator[tuple[str, str, "Figure"]]:
 
 def _families(results: Results) -> dict[str, dict[str, Any]]:
     """The results of each named task with all points of the grid, for a figure over its axes takes one value a point."""
-    names = list(results["config"].get("tasks") or {"": {}})
+    tasks = results["config"].get("tasks")
+    names = list(tasks) if isinstance(tasks, dict) and tasks else [""]  # a script's own configuration may use the word
     if len(names) == 1:
         return {names[0]: dict(results)}
     found = {}
