@@ -17,11 +17,12 @@ def learning(speed: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_a_row_for_each_rule_and_both_kinds_of_forward_step(learning: Any) -> None:
+def test_a_row_for_each_rule_as_a_stream_and_of_whole_sequences(learning: Any) -> None:
     rows = learning.speed(rounds=1, steps=3)
     assert [row["shape"].split(",")[0] for row in rows[::2]] == ["bptt", *learning.RULES]
     assert all(0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"] for row in rows)
-    assert sum("aim" in row for row in rows) == len(learning.RULES)
+    assert [row["theirs"] for row in rows[:2]] == [learning.STREAM, learning.WHOLE]
+    assert sum("aim" in row for row in rows) == 2 * len(learning.RULES)
 
 
 def test_a_rule_of_another_network_is_found(learning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,5 +36,6 @@ def test_a_rule_of_another_network_is_found(learning: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_bytes_held_are_measured(learning: Any) -> None:
-    assert learning.held("ottt", 10) >= 0
+@pytest.mark.parametrize("whole", [False, True])
+def test_bytes_held_are_measured(learning: Any, whole: bool) -> None:
+    assert learning.held("ottt", 10, whole) >= 0
