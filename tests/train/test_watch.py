@@ -1,5 +1,7 @@
 """What the log says of an epoch beside its loss: signs that turned, agreement with the gradient."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -29,8 +31,8 @@ def test_a_network_of_real_weights_has_no_signs_to_turn() -> None:
     assert Watch(Network([torch.nn.Linear(3, 2), LeakyIntegrator(0.9)])).epoch() == {}
 
 
-def test_agreement_is_that_of_the_validation_recordings(tmp_path: pytest.TempPathFactory) -> None:
-    frames = PackedFrames(make("digits_rows"), "validation")
+def test_agreement_is_that_of_the_validation_recordings(tmp_path: Path) -> None:
+    frames = PackedFrames(make("digits_rows", cache=tmp_path), "validation")
     network = network_of(frames.info.bits)
     words = frames.words(LOOKED_AT).transpose(0, 1).contiguous()
     calibrate(network, words)
